@@ -1,0 +1,57 @@
+"""Baby Dragon Hatchling (arXiv 2509.26507): the executable specification, and the door to its ports.
+
+>>> import bdh_spec
+>>> bdh_spec.load(backend="numpy").generate("The ", 0)
+b'The '
+"""
+
+from bdh_spec.checkpoint import SPEC_VERSION, save
+from bdh_spec.config import BDHConfig
+from bdh_spec.errors import (
+    BackendUnavailable,
+    BDHError,
+    CapabilityError,
+    CheckpointError,
+    ConfigError,
+    ParamsError,
+    SamplingError,
+    StateError,
+    TokensError,
+)
+from bdh_spec.model import RecurrentState
+from bdh_spec.optimizer import AdamW
+from bdh_spec.params import Params, fingerprint, init
+from bdh_spec.protocol import Backend, Capabilities, Model, State
+from bdh_spec.registry import PortReport, backends, choose, get_backend, load, read
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SPEC_VERSION",
+    "AdamW",
+    "BDHConfig",
+    "BDHError",
+    "Backend",
+    "BackendUnavailable",
+    "Capabilities",
+    "CapabilityError",
+    "CheckpointError",
+    "ConfigError",
+    "Model",
+    "Params",
+    "ParamsError",
+    "PortReport",
+    "RecurrentState",
+    "SamplingError",
+    "State",
+    "StateError",
+    "TokensError",
+    "backends",
+    "choose",
+    "fingerprint",
+    "get_backend",
+    "init",
+    "load",
+    "read",
+    "save",
+]

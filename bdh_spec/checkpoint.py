@@ -1,0 +1,68 @@
+"""The canonical checkpoint: one safetensors file that describes itself. And the recurrent state, likewise."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bdh_spec.checks import check_recurrent_state
+from bdh_spec.config import BDHConfig
+from bdh_spec.errors import CheckpointError
+from bdh_spec.files import read_safetensors, write_safetensors
+from bdh_spec.model import RecurrentState
+from bdh_spec.params import Array, Params, check_params
+
+SPEC_VERSION = "1.0"
+FORMAT, STATE_FORMAT = "bdh", "bdh-state"
+EMBEDDED = Path(__file__).parent / "checkpoints" / "hatchling.safetensors"
+
+
+def save(path: str | Path, params: Params, config: BDHConfig) -> None:
+    """Write the five weights in the dtype they have, with the whole configuration in the file's metadata."""
+    check_params(params, config)
+    write_safetensors(Path(path), params._asdict(), metadata(config))
+
+
+def read(path: str | Path) -> tuple[Params, BDHConfig]:
+    """The weights and the configuration of a canonical checkpoint."""
+    tensors, about = read_safetensors(Path(path))
+    _demand_format(path, about, FORMAT)
+    if set(tensors) != set(Params._fields):
+        raise CheckpointError(f"{path} holds {', '.join(sorted(tensors))}: a canonical file holds {', '.join(Params._fields)}")
+    config = BDHConfig.from_dict(json.loads(about["config"]))
+    return check_params(Params(**tensors), config), config
+
+
+def metadata(config: BDHConfig) -> dict[str, str]:
+    """What a canonical file says of itself."""
+    return {"format": FORMAT, "spec_version": SPEC_VERSION, "config": json.dumps(config.as_dict())}
+
+
+def save_state(path: str | Path, state: RecurrentState, config: BDHConfig, model: str, pending: Array) -> None:
+    """Write a state, the fingerprint of its model and the tokens (B, P) that are written but not yet read."""
+    about = metadata(config) | {"format": STATE_FORMAT, "model": model, "position": str(state.position)}
+    layers = {f"layers.{i}.state": memory for i, memory in enumerate(state.layers)}
+    write_safetensors(Path(path), {**layers, "pending": pending}, about)
+
+
+def read_state(path: str | Path, config: BDHConfig, model: str) -> tuple[RecurrentState, Array]:
+    """A saved state and its pending tokens, if it belongs to the model with this fingerprint."""
+    tensors, about = read_safetensors(Path(path))
+    _demand_format(path, about, STATE_FORMAT)
+    if about["model"] != model:
+        raise CheckpointError(
+            f"{path} is a state of model {about['model'][:12]}, this is model {model[:12]}: load the weights it was saved with"
+        )
+    pending = tensors.pop("pending")
+    state = RecurrentState(int(about["position"]), tuple(tensors[f"layers.{i}.state"] for i in range(len(tensors))))
+    return check_recurrent_state(state, config), pending
+
+
+def _demand_format(path: str | Path, about: dict[str, Any], wanted: str) -> None:
+    if about.get("format") != wanted:
+        raise CheckpointError(f"{path} has format {about.get('format')!r}, wanted {wanted!r}: convert it with bdh-convert")
+    if about["spec_version"].split(".")[0] != SPEC_VERSION.split(".")[0]:
+        raise CheckpointError(
+            f"{path} follows specification {about['spec_version']}, this is {SPEC_VERSION}: use a release that reads it"
+        )

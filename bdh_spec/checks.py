@@ -1,0 +1,66 @@
+"""Refusals that every port shares, made on NumPy arrays before any framework sees them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from bdh_spec.config import BDHConfig
+from bdh_spec.errors import StateError, TokensError
+from bdh_spec.model import IGNORE, RecurrentState
+from bdh_spec.params import Array
+from bdh_spec.rope import MAX_POSITION
+
+
+def check_tokens(tokens: Any, config: BDHConfig) -> Array:
+    """Tokens as an int64 array (B, T) with every id inside the vocabulary."""
+    ids = _whole_numbers(tokens, "tokens")
+    _demand_range(ids, (ids < 0) | (ids >= config.vocab_size), "token", config)
+    return ids.astype(np.int64, copy=False)
+
+
+def check_targets(targets: Any, tokens: Array, config: BDHConfig) -> Array:
+    """Targets as an int64 array of the tokens' shape: ids, or -100 for those that do not count."""
+    ids = _whole_numbers(targets, "targets")
+    if ids.shape != tokens.shape:
+        raise TokensError(f"targets have shape {ids.shape}, tokens {tokens.shape}: give one target per token, already shifted")
+    _demand_range(ids, ((ids < 0) & (ids != IGNORE)) | (ids >= config.vocab_size), "target", config)
+    if (ids == IGNORE).all():
+        raise TokensError(f"every target is {IGNORE}, which is ignored: a mean over nothing has no value")
+    return ids.astype(np.int64, copy=False)
+
+
+def check_recurrent_state(state: RecurrentState, config: BDHConfig) -> RecurrentState:
+    """A state whose matrices fit the model."""
+    shapes = [tuple(memory.shape) for memory in state.layers]
+    fit = (config.n_head, config.n_neurons, config.n_embd)
+    if len(shapes) != config.n_layer or any(len(s) != 4 or s[1:] != fit or s[0] != shapes[0][0] for s in shapes):
+        raise StateError(
+            f"the state holds {shapes}, the model {config.n_layer} times (B, {', '.join(map(str, fit))}): it is another model's"
+        )
+    if not 0 <= state.position < MAX_POSITION:
+        raise StateError(f"the state is at position {state.position}: positions run from 0 to 2^63 - 1")
+    return state
+
+
+def _whole_numbers(values: Any, what: str) -> Array:
+    try:
+        ids = np.asarray(values)
+    except ValueError:
+        raise TokensError(f"{what} are rows of different lengths: give a rectangle (B, T)") from None
+    if ids.ndim != 2:
+        raise TokensError(f"{what} have shape {ids.shape}: give two axes (B, T), one text as [[...]]")
+    if ids.size == 0:
+        raise TokensError(f"{what} have shape {ids.shape}: give at least one text of at least one token")
+    if ids.dtype.kind not in "iu":
+        raise TokensError(f"{what} are {ids.dtype}: give whole numbers, such as int64")
+    return ids
+
+
+def _demand_range(ids: Array, outside: Array, what: str, config: BDHConfig) -> None:
+    if outside.any():
+        b, t = np.argwhere(outside)[0]
+        raise TokensError(
+            f"{what} {ids[b, t]} at [{b}, {t}] is outside the vocabulary of {config.vocab_size}: ids run from 0 to {config.vocab_size - 1}"
+        )

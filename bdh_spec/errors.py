@@ -1,0 +1,37 @@
+"""What can go wrong, by whose fault. Every message states the fact, the value, the place and the next step."""
+
+
+class BDHError(Exception):
+    """Any error that this project raises on purpose."""
+
+
+class ConfigError(BDHError, ValueError):
+    """A configuration that describes no BDH model."""
+
+
+class ParamsError(BDHError, ValueError):
+    """Weights that do not fit their configuration."""
+
+
+class TokensError(BDHError, ValueError):
+    """Tokens or targets that no model of this vocabulary can read."""
+
+
+class StateError(BDHError, ValueError):
+    """A recurrent state of another batch, of another model, or one already given away."""
+
+
+class SamplingError(BDHError, ValueError):
+    """A temperature, top_k, seed or length that defines no distribution."""
+
+
+class CheckpointError(BDHError, ValueError):
+    """A file that is not the checkpoint or the state it is taken for."""
+
+
+class CapabilityError(BDHError, ValueError):
+    """A device, dtype, phase or verb that this port does not claim."""
+
+
+class BackendUnavailable(BDHError, ImportError):
+    """A port whose framework is not installed here."""

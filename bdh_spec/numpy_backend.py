@@ -1,0 +1,83 @@
+"""The specification as a port of itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from bdh_spec import model
+from bdh_spec.config import BDHConfig
+from bdh_spec.gradients import gradients
+from bdh_spec.model import RecurrentState
+from bdh_spec.optimizer import AdamW, Moments, update
+from bdh_spec.params import Array, Params, cast
+from bdh_spec.protocol import Backend, Capabilities, Model
+from bdh_spec.rope import Phase
+
+CHUNK = 256  # tokens read at once: more and the scores (T, T) of a long prompt would outgrow memory
+
+
+class NumpyModel(Model):
+    """The specification behind the protocol."""
+
+    def __init__(self, params: Params, config: BDHConfig, *, device: str, dtype: str, phase: Phase) -> None:
+        super().__init__(config, device=device, dtype=dtype, phase=phase)
+        self._params = Params(*(weight.copy() for weight in cast(params, dtype)))
+
+    def params(self) -> Params:
+        return Params(*(weight.copy() for weight in self._params))
+
+    def optimizer(self, settings: AdamW) -> Moments:
+        return Moments(settings, np.random.default_rng(settings.seed))
+
+    def _forward(self, tokens: Array) -> Array:
+        return model.forward(tokens, self._params, self.config, phase=self.phase)
+
+    def _init_state(self, batch: int) -> RecurrentState:
+        return model.init_state(batch, self.config, np.dtype(self.dtype))
+
+    def _advance(self, native: Any, position: int, tokens: Array, donate: bool) -> tuple[Array, Any]:
+        logits = []
+        for start in range(0, tokens.shape[1], CHUNK):
+            chunk = tokens[:, start : start + CHUNK]
+            part, native = model.advance(native, chunk, self._params, self.config, phase=self.phase)
+            logits.append(part)
+        return np.concatenate(logits, axis=1), native
+
+    def _loss(self, tokens: Array, targets: Array) -> float:
+        return model.loss(self._forward(tokens), targets)
+
+    def _gradients(self, tokens: Array, targets: Array) -> tuple[float, Params]:
+        return gradients(tokens, targets, self._params, self.config, phase=self.phase)
+
+    def _trace(self, tokens: Array) -> dict[str, Array]:
+        return model.trace(tokens, self._params, self.config, phase=self.phase)
+
+    def _export_state(self, native: Any) -> tuple[Array, ...]:
+        return tuple(memory.copy() for memory in native.layers)
+
+    def _import_state(self, state: RecurrentState) -> RecurrentState:
+        return RecurrentState(state.position, tuple(memory.astype(self.dtype) for memory in state.layers))
+
+    def _train_step(self, optimizer: Any, tokens: Array, targets: Array) -> float:
+        keep = model.dropout(self.config, tokens.shape, np.dtype(self.dtype), optimizer.rng)
+        value, slopes = gradients(tokens, targets, self._params, self.config, phase=self.phase, keep=keep)
+        update(self._params, slopes, optimizer)
+        return value
+
+
+class NumpyBackend(Backend):
+    """The port named ``numpy``."""
+
+    name = "numpy"
+    capabilities = Capabilities(dtypes=("float32", "float64"))
+
+    def version(self) -> str:
+        return f"numpy {np.__version__}"
+
+    def devices(self) -> tuple[str, ...]:
+        return ("cpu",)
+
+    def _load(self, params: Params, config: BDHConfig, *, device: str, dtype: str, phase: Phase) -> Model:
+        return NumpyModel(params, config, device=device, dtype=dtype, phase=phase)

@@ -1,0 +1,223 @@
+"""What every port can be asked, in NumPy: load once, run many.
+
+A port subclasses ``Backend`` and ``Model`` and writes the verbs with a leading underscore. The public verbs here check
+their input first, so that the same mistake gets the same sentence on every port, and nothing runs before it is checked.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from bdh_spec.checks import check_recurrent_state, check_targets, check_tokens
+from bdh_spec.config import BDHConfig
+from bdh_spec.errors import CapabilityError, StateError, TokensError
+from bdh_spec.model import RecurrentState
+from bdh_spec.optimizer import AdamW
+from bdh_spec.params import Array, Params, check_params
+from bdh_spec.rope import MAX_POSITION, PHASES, Phase
+from bdh_spec.sampling import check_sampling, sample, uniform
+
+VERBS = ("forward", "advance", "loss", "gradients", "trace", "state", "train")
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a port claims. What is not declared is not claimed, and never counts as passed."""
+
+    dtypes: tuple[str, ...] = ("float32",)
+    phases: tuple[Phase, ...] = PHASES
+    verbs: tuple[str, ...] = VERBS
+
+
+class State:
+    """A text as one model remembers it. What is inside belongs to the port."""
+
+    def __init__(self, owner: Model, native: Any, position: int, batch: int) -> None:
+        self.owner, self.native, self.position, self.batch = owner, native, position, batch
+        self.donated = False
+
+    def check(self, model: Model) -> Any:
+        """The port's own state, if ``model`` may read it."""
+        if self.donated:
+            raise StateError("this state was donated and may have been overwritten: use the state that advance returned")
+        if self.owner is not model:
+            raise StateError("this state belongs to another model: carry it over with export_state and import_state")
+        return self.native
+
+
+class Model(ABC):
+    """Weights on a device. Arrays go in and out as NumPy: float64 from a float64 model, float32 from any other."""
+
+    def __init__(self, config: BDHConfig, *, device: str, dtype: str, phase: Phase) -> None:
+        self.config, self.device, self.dtype, self.phase = config, device, dtype, phase
+
+    def forward(self, tokens: Any) -> Array:
+        """Tokens (B, T) to logits (B, T, V)."""
+        return self._forward(check_tokens(tokens, self.config))
+
+    def init_state(self, batch: int = 1) -> State:
+        """The state before the first token of ``batch`` texts."""
+        if batch < 1:
+            raise StateError(f"a state of {batch} texts: ask for 1 or more")
+        return State(self, self._init_state(batch), 0, batch)
+
+    def advance(self, state: State, tokens: Any, *, donate: bool = False) -> tuple[Array, State]:
+        """Read tokens (B, T) on: their logits (B, T, V) and the state after them.
+
+        The state given stays intact unless it is donated: then it may be updated in place, and using it again is an error.
+        """
+        tokens, native = check_tokens(tokens, self.config), state.check(self)
+        if tokens.shape[0] != state.batch:
+            raise StateError(f"tokens of {tokens.shape[0]} texts, a state of {state.batch}: they must be the same texts")
+        if state.position + tokens.shape[1] > MAX_POSITION:
+            raise StateError(f"the state is at position {state.position}: positions end at 2^63 - 1")
+        state.donated = donate
+        logits, native = self._advance(native, state.position, tokens, donate)
+        return logits, State(self, native, state.position + tokens.shape[1], state.batch)
+
+    def loss(self, tokens: Any, targets: Any) -> float:
+        """Mean cross entropy in nats (R12)."""
+        tokens = check_tokens(tokens, self.config)
+        return self._loss(tokens, check_targets(targets, tokens, self.config))
+
+    def gradients(self, tokens: Any, targets: Any) -> tuple[float, Params]:
+        """The loss and its slope in each weight (R15), without dropout."""
+        tokens = check_tokens(tokens, self.config)
+        return self._gradients(tokens, check_targets(targets, tokens, self.config))
+
+    def trace(self, tokens: Any) -> dict[str, Array]:
+        """Every stage of the parallel form by name, in order; SPEC.md lists them."""
+        return self._trace(check_tokens(tokens, self.config))
+
+    def export_state(self, state: State) -> RecurrentState:
+        """The state in NumPy, for a file or for another port."""
+        return RecurrentState(state.position, self._export_state(state.check(self)))
+
+    def import_state(self, state: RecurrentState) -> State:
+        """A state that this or another port exported."""
+        check_recurrent_state(state, self.config)
+        return State(self, self._import_state(state), state.position, state.batch)
+
+    def train_step(self, optimizer: Any, tokens: Any, targets: Any) -> float:
+        """Move the weights one step; the loss before it, with dropout."""
+        tokens = check_tokens(tokens, self.config)
+        return self._train_step(optimizer, tokens, check_targets(targets, tokens, self.config))
+
+    def generate(
+        self,
+        prompt: str | bytes | Array,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        seed: int = 0,
+    ) -> Any:
+        """The prompt and its continuation: bytes for text, tokens (B, T + max_new_tokens) for tokens (B, T)."""
+        tokens = check_tokens(as_tokens(prompt), self.config)
+        new = [step for step, _ in self.stream(tokens, max_new_tokens, temperature, top_k, seed)]
+        whole = np.concatenate([tokens, *(step[:, None] for step in new)], axis=1)
+        return bytes(whole[0].tolist()) if isinstance(prompt, (str, bytes)) else whole
+
+    def stream(
+        self,
+        prompt: str | bytes | Array,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        seed: int = 0,
+        *,
+        state: State | None = None,
+    ) -> Iterator[tuple[Array, State]]:
+        """Each new token of every text, (B,), as soon as it is drawn, with the state before it was read.
+
+        ``state`` continues a text, and is donated: the prompt is what comes next in it. To go on later, give the last state
+        together with the last token as the prompt.
+        """
+        check_sampling(max_new_tokens, temperature, top_k, seed)
+        tokens = check_tokens(as_tokens(prompt), self.config)
+        state = self.init_state(tokens.shape[0]) if state is None else state
+        for _ in range(max_new_tokens):
+            logits, state = self.advance(state, tokens, donate=True)
+            chosen = [sample(row, uniform(seed, state.position, b), temperature, top_k) for b, row in enumerate(logits[:, -1])]
+            yield np.array(chosen), state
+            tokens = np.array(chosen)[:, None]
+
+    @abstractmethod
+    def params(self) -> Params:
+        """The weights as they are now."""
+
+    @abstractmethod
+    def optimizer(self, settings: AdamW) -> Any:
+        """The port's own AdamW over the five weights."""
+
+    @abstractmethod
+    def _forward(self, tokens: Array) -> Array: ...
+    @abstractmethod
+    def _init_state(self, batch: int) -> Any: ...
+    @abstractmethod
+    def _advance(self, native: Any, position: int, tokens: Array, donate: bool) -> tuple[Array, Any]: ...
+    @abstractmethod
+    def _loss(self, tokens: Array, targets: Array) -> float: ...
+    @abstractmethod
+    def _gradients(self, tokens: Array, targets: Array) -> tuple[float, Params]: ...
+    @abstractmethod
+    def _trace(self, tokens: Array) -> dict[str, Array]: ...
+    @abstractmethod
+    def _export_state(self, native: Any) -> tuple[Array, ...]: ...
+    @abstractmethod
+    def _import_state(self, state: RecurrentState) -> Any: ...
+    @abstractmethod
+    def _train_step(self, optimizer: Any, tokens: Array, targets: Array) -> float: ...
+
+
+class Backend(ABC):
+    """A port: where and in which precision it runs, and how weights get there."""
+
+    name: ClassVar[str]
+    capabilities: ClassVar[Capabilities]
+
+    @abstractmethod
+    def version(self) -> str:
+        """The framework and its version."""
+
+    @abstractmethod
+    def devices(self) -> tuple[str, ...]:
+        """The devices of this machine that it can use, the best first."""
+
+    def load(
+        self,
+        params: Params,
+        config: BDHConfig,
+        *,
+        device: str | None = None,
+        dtype: str | None = None,
+        phase: Phase = "exact",
+    ) -> Model:
+        """Put weights on a device: the first of ``devices()`` and float32 unless told otherwise."""
+        check_params(params, config)
+        device, dtype = device or self.devices()[0], dtype or "float32"
+        self._demand("dtype", dtype, self.capabilities.dtypes)
+        self._demand("phase", phase, self.capabilities.phases)
+        self._demand("device", device.split(":")[0], self.devices())  # cuda:1 is a cuda
+        return self._load(params, config, device=device, dtype=dtype, phase=phase)
+
+    @abstractmethod
+    def _load(self, params: Params, config: BDHConfig, *, device: str, dtype: str, phase: Phase) -> Model: ...
+
+    def _demand(self, what: str, asked: str, offered: tuple[str, ...]) -> None:
+        if asked not in offered:
+            raise CapabilityError(f"the {self.name} port has no {what} {asked!r} here: choose from {', '.join(offered)}")
+
+
+def as_tokens(prompt: str | bytes | Array) -> Array:
+    """Text as one row of its bytes; tokens as they are."""
+    if isinstance(prompt, (str, bytes)):
+        text = prompt.encode() if isinstance(prompt, str) else prompt
+        if not text:
+            raise TokensError("the prompt is empty: a text begins with at least one byte")
+        return np.frombuffer(text, np.uint8)[None]
+    return prompt
