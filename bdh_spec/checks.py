@@ -61,6 +61,5 @@ def _whole_numbers(values: Any, what: str) -> Array:
 def _demand_range(ids: Array, outside: Array, what: str, config: BDHConfig) -> None:
     if outside.any():
         b, t = np.argwhere(outside)[0]
-        raise TokensError(
-            f"{what} {ids[b, t]} at [{b}, {t}] is outside the vocabulary of {config.vocab_size}: ids run from 0 to {config.vocab_size - 1}"
-        )
+        ids_run = f"ids run from 0 to {config.vocab_size - 1}"
+        raise TokensError(f"{what} {ids[b, t]} at [{b}, {t}] is outside the vocabulary of {config.vocab_size}: {ids_run}")

@@ -33,5 +33,5 @@ class CapabilityError(BDHError, ValueError):
     """A device, dtype, phase or verb that this port does not claim."""
 
 
-class BackendUnavailable(BDHError, ImportError):
+class BackendUnavailable(BDHError, ImportError):  # noqa: N818  it states a fact of the machine, not a mistake
     """A port whose framework is not installed here."""

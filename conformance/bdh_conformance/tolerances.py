@@ -1,0 +1,107 @@
+"""How far an honest implementation may be from the specification: computed for each case, from that case.
+
+allowed = FACTOR[dtype] * max(E_spec, E_noise), at least FLOOR, where
+
+- E_spec is the error of the specification's own float32 run against its float64 run, and
+- E_noise that of the float64 run with random rounding of the port's precision after every operation.
+
+A fixed constant is either too loose (1e-4 misses a wrong eps, a score scale, bfloat16 frequencies) or flaky.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from bdh_conformance.noise import Noisy, plain
+from bdh_spec.params import Array, Params, cast
+
+# Largest relative error of one rounding to nearest.
+UNIT = {"float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}
+
+# Over 16 legal float32 implementations (summation orders, fused forms) the largest ratio to max(E_spec, E_noise) was 3.2.
+# The narrow types round what they store and accumulate wider, so their noise run is an upper bound already.
+FACTOR = {"float32": 8.0, "bfloat16": 2.0, "float16": 2.0}
+
+# Four roundings of float32: cases of one or two tokens can have an E_spec of zero.
+FLOOR = 4 * UNIT["float32"]
+
+# Legal float64 ports stay under 5e-15; the smallest known mistake (a second final norm) moves float64 logits by 1e-6.
+FLOAT64 = 1e-10
+
+NOISE_RUNS = 3
+
+Run = Callable[[Params], dict[str, Array]]
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What the specification says in float64, and the largest row error that still agrees with it."""
+
+    reference: Array
+    allowed: float
+
+
+def expect(run: Run, params: Params, dtype: str, *, seed: int = 0) -> dict[str, Expectation]:
+    """What a port of this dtype must compute: ``run`` maps weights to named arrays by the specification.
+
+    The weights are first rounded to the port's dtype: storing them is not the port's mistake.
+
+    >>> import numpy as np
+    >>> expect(lambda p: {"sum": p.embed + p.embed}, Params(*[np.ones((1, 2))] * 5), "float64")["sum"].allowed
+    1e-10
+    """
+    held = cast(cast(params, as_numpy_dtype(dtype)), np.float64)
+    references = run(held)
+    if dtype == "float64":
+        return {name: Expectation(reference, FLOAT64) for name, reference in references.items()}
+    runs = [run(cast(held, np.float32)), *(run(noisy(held, UNIT[dtype], seed + i)) for i in range(NOISE_RUNS))]
+    return {
+        name: Expectation(reference, allowed(max(error(plain(other[name]), reference) for other in runs), dtype))
+        for name, reference in references.items()
+    }
+
+
+def allowed(honest: float, dtype: str) -> float:
+    """The largest error that agrees, given the error that rounding alone makes."""
+    return max(FACTOR[dtype] * honest, FLOOR)
+
+
+def noisy(params: Params, unit: float, seed: int) -> Params:
+    """Float64 weights that infect everything computed from them with rounding noise."""
+    rng = np.random.default_rng(seed)
+    return Params(*(Noisy.wrap(weight, unit, rng) for weight in params))
+
+
+def error(actual: Array, reference: Array) -> float:
+    """The error of the worst row."""
+    return float(row_errors(actual, reference).max())
+
+
+def row_errors(actual: Array, reference: Array) -> Array:
+    """Per row, the 2-norm of the difference over the 2-norm of the reference.
+
+    A row is one token: the last axis of (B, T, X), all heads of (B, h, T, X). Any other shape is one row. Where the
+    reference is exactly zero, so must be the answer.
+    """
+    difference, size = norms(actual - reference), norms(reference)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where((difference == 0) & (size == 0), 0.0, difference / size)
+
+
+def norms(values: Array) -> Array:
+    """The 2-norm of each row."""
+    wide = np.asarray(values, np.float64)
+    axes = {3: (2,), 4: (1, 3)}.get(wide.ndim)
+    largest = np.max(np.abs(wide), axis=axes, keepdims=True, initial=0)
+    scale = np.where(largest > 0, largest, 1)  # squares of tiny slopes would underflow
+    return np.sqrt(np.sum((wide / scale) ** 2, axis=axes)) * np.squeeze(scale, axis=axes)
+
+
+def as_numpy_dtype(name: str) -> np.dtype[np.floating]:
+    """A dtype by its protocol name, bfloat16 included."""
+    import ml_dtypes
+
+    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
