@@ -55,6 +55,7 @@ class Model(ABC):
 
     def __init__(self, config: BDHConfig, *, device: str, dtype: str, phase: Phase) -> None:
         self.config, self.device, self.dtype, self.phase = config, device, dtype, phase
+        self.backend = ""  # the port's name, set by Backend.load
 
     def forward(self, tokens: Any) -> Array:
         """Tokens (B, T) to logits (B, T, V)."""
@@ -203,7 +204,9 @@ class Backend(ABC):
         self._demand("dtype", dtype, self.capabilities.dtypes)
         self._demand("phase", phase, self.capabilities.phases)
         self._demand("device", device.split(":")[0], self.devices())  # cuda:1 is a cuda
-        return self._load(params, config, device=device, dtype=dtype, phase=phase)
+        model = self._load(params, config, device=device, dtype=dtype, phase=phase)
+        model.backend = self.name
+        return model
 
     @abstractmethod
     def _load(self, params: Params, config: BDHConfig, *, device: str, dtype: str, phase: Phase) -> Model: ...

@@ -87,8 +87,8 @@ def read(path: str | Path | None = None, n_layer: int | None = None) -> tuple[Pa
         return checkpoint.read(checkpoint.EMBEDDED)
     if not Path(path).is_dir():
         check_readable(Path(path))
-    readers: list[Callable[..., tuple[Params, BDHConfig]]] = [point.load() for point in entry_points(group=READERS)]
-    for reader in readers:
+    for point in entry_points(group=READERS):  # the converter reads every dialect; without it, only the canonical one is read
+        reader: Callable[[Path, int | None], tuple[Params, BDHConfig]] = point.load()
         return reader(Path(path), n_layer)
     if Path(path).is_dir():
         raise CheckpointError(f"{path} is a folder, and no reader of folders is installed: install bdh_convert")

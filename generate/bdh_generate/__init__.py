@@ -1,1 +1,1 @@
-""""""
+"""bdh-generate: text from a checkpoint, on any port."""

@@ -1,0 +1,46 @@
+"""R14: one seed, one text, on every port."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from bdh_conformance.cases import CONFIGS, Case
+
+import bdh_spec
+from bdh_spec import Model
+
+Load = Callable[..., Model]
+CASE = Case(CONFIGS["three_heads"], time=6, seed=1, scale=20)
+NEW = 12
+
+
+@pytest.mark.parametrize(("temperature", "top_k", "seed"), [(1.0, None, 7), (0.8, 3, 8), (2.0, 0, 2**64 - 1), (0.0, None, 0)])
+def test_r14_one_seed_gives_one_text(port: str, loaded: Load, temperature: float, top_k: int | None, seed: int) -> None:
+    reference = bdh_spec.get_backend("numpy").load(CASE.params, CASE.config, dtype="float64")
+    expected = reference.generate(CASE.tokens, NEW, temperature, top_k, seed)
+    written = loaded(CASE).generate(CASE.tokens, NEW, temperature, top_k, seed)
+    assert np.array_equal(written, expected)
+    assert np.array_equal(written[:, : CASE.time], CASE.tokens)
+    assert written.shape == (2, CASE.time + NEW)
+
+
+def test_r14_rows_of_a_batch_draw_apart(port: str, loaded: Load) -> None:
+    twice = np.repeat(CASE.tokens[:1], 2, axis=0)
+    written = loaded(CASE).generate(twice, 30, temperature=3.0, seed=1)
+    assert not np.array_equal(written[0], written[1])
+
+
+def test_r14_a_text_goes_on_from_a_state_as_if_nothing_happened(port: str, loaded: Load) -> None:
+    model = loaded(CASE)
+    whole = list(model.stream(CASE.tokens, NEW, seed=3))
+    half = list(model.stream(CASE.tokens, NEW // 2, seed=3))
+    token, state = half[-1]
+    rest = list(model.stream(token[:, None], NEW - NEW // 2, seed=3, state=state))
+    assert [t.tolist() for t, _ in whole] == [t.tolist() for t, _ in half + rest]
+
+
+def test_text_in_bytes_out(port: str, loaded: Load) -> None:
+    case = Case(bdh_spec.BDHConfig(n_layer=1, n_embd=8, n_head=2, mlp_internal_dim_multiplier=4), scale=20)
+    written = loaded(case).generate("né", 5, seed=1)
+    assert written[:3] == "né".encode()
+    assert len(written) == 8
