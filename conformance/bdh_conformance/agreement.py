@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from bdh_conformance.tolerances import Expectation, error
+from bdh_conformance.tolerances import Expectation, error, slope
 from bdh_spec.params import Array
 
 
@@ -35,8 +35,12 @@ def disagreement(actual: Array | None, expected: Expectation) -> str:
         return f"shape {actual.shape}, wanted {reference.shape}"
     if not np.isfinite(actual).all():
         return f"{np.sum(~np.isfinite(actual))} of {actual.size} values are not finite; first at {first(~np.isfinite(actual))}"
-    worst = error(actual, reference)
-    return "" if worst <= expected.allowed else describe(actual, reference, worst, expected.allowed)
+    worst, scaled = error(actual, reference), slope(actual, reference)
+    if not worst <= expected.allowed:
+        return describe(actual, reference, worst, expected.allowed)
+    if not abs(scaled) <= expected.allowed_slope:
+        return f"all of it is scaled by 1 {scaled:+.1e}, allowed {expected.allowed_slope:.1e}"
+    return ""
 
 
 def describe(actual: Array, reference: Array, worst: float, allowed: float) -> str:

@@ -53,7 +53,7 @@ class Case:
         return np.random.default_rng([self.seed, self.batch, self.time])
 
 
-# Each of these sizes shows bugs that others hide: one head, heads that do not divide, D == V, N == D, one layer, odd multipliers.
+# Each of these sizes shows bugs that others hide: one head, heads that do not divide, D == V, N == D, odd multipliers.
 CONFIGS = {
     "plain": BDHConfig(n_layer=2, n_embd=8, n_head=2, mlp_internal_dim_multiplier=4, vocab_size=11),
     "one_head": BDHConfig(n_layer=2, n_embd=6, n_head=1, mlp_internal_dim_multiplier=3, vocab_size=13),

@@ -1,9 +1,12 @@
 """How far an honest implementation may be from the specification: computed for each case, from that case.
 
-allowed = FACTOR[dtype] * max(E_spec, E_noise), at least FLOOR, where
+allowed = FACTOR[dtype] * max(E_spec, E_noise), at least FLOOR, for the error of the worst row, where
 
 - E_spec is the error of the specification's own float32 run against its float64 run, and
 - E_noise that of the float64 run with random rounding of the port's precision after every operation.
+
+The slope, how far the whole array is scaled, is held to the same factor of its own honest size, or of the row error over the
+root of the number of rows if that is more: the rounding errors of different tokens average out, and a wrong scale does not.
 
 A fixed constant is either too loose (1e-4 misses a wrong eps, a score scale, bfloat16 frequencies) or flaky.
 """
@@ -38,10 +41,11 @@ Run = Callable[[Params], dict[str, Array]]
 
 @dataclass(frozen=True)
 class Expectation:
-    """What the specification says in float64, and the largest row error that still agrees with it."""
+    """What the specification says in float64, and the largest errors that still agree with it."""
 
     reference: Array
-    allowed: float
+    allowed: float  # of the worst row
+    allowed_slope: float  # of the whole
 
 
 def expect(run: Run, params: Params, dtype: str, *, seed: int = 0) -> dict[str, Expectation]:
@@ -56,17 +60,22 @@ def expect(run: Run, params: Params, dtype: str, *, seed: int = 0) -> dict[str, 
     held = cast(cast(params, as_numpy_dtype(dtype)), np.float64)
     references = run(held)
     if dtype == "float64":
-        return {name: Expectation(reference, FLOAT64) for name, reference in references.items()}
+        return {name: Expectation(reference, FLOAT64, FLOAT64) for name, reference in references.items()}
     runs = [run(cast(held, np.float32)), *(run(noisy(held, UNIT[dtype], seed + i)) for i in range(NOISE_RUNS))]
-    return {
-        name: Expectation(reference, allowed(max(error(plain(other[name]), reference) for other in runs), dtype))
-        for name, reference in references.items()
-    }
+    return {name: honest(reference, [plain(other[name]) for other in runs], dtype) for name, reference in references.items()}
 
 
-def allowed(honest: float, dtype: str) -> float:
+def honest(reference: Array, runs: list[Array], dtype: str) -> Expectation:
+    """What agrees with a reference, given runs that differ from it by rounding alone."""
+    row = max(error(other, reference) for other in runs)
+    scaled = max(abs(slope(other, reference)) for other in runs)
+    rows = np.size(norms(reference))
+    return Expectation(reference, allowed(row, dtype), allowed(max(scaled, row / np.sqrt(rows)), dtype))
+
+
+def allowed(error: float, dtype: str) -> float:
     """The largest error that agrees, given the error that rounding alone makes."""
-    return max(FACTOR[dtype] * honest, FLOOR)
+    return max(FACTOR[dtype] * error, FLOOR)
 
 
 def noisy(params: Params, unit: float, seed: int) -> Params:
@@ -89,6 +98,13 @@ def row_errors(actual: Array, reference: Array) -> Array:
     difference, size = norms(actual - reference), norms(reference)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where((difference == 0) & (size == 0), 0.0, difference / size)
+
+
+def slope(actual: Array, reference: Array) -> float:
+    """By which fraction the whole array is too large (or, negative, too small): <a - r, r> / <r, r>."""
+    scale = np.max(np.abs(reference), initial=0) or 1.0
+    r, difference = reference / scale, (actual - reference) / scale
+    return float(np.sum(difference * r) / max(float(np.sum(r * r)), np.finfo(np.float64).tiny))
 
 
 def norms(values: Array) -> Array:

@@ -126,7 +126,7 @@ def test_a_run_equals_itself_and_leaves_its_inputs_alone(port: str, loaded: Load
 def test_params_are_the_weights_that_were_loaded(port: str, loaded: Load) -> None:
     case = Case(CONFIGS["three_heads"], seed=6)
     held = loaded(case).params()
-    exact = {name: Expectation(w.astype(np.float32), 0.0) for name, w in case.params._asdict().items()}
+    exact = {name: Expectation(w.astype(np.float32), 0.0, 0.0) for name, w in case.params._asdict().items()}
     assert_agrees(port, held._asdict(), exact)
     held.encoder[:] = 0
     assert loaded(case).params().encoder.any()

@@ -29,7 +29,10 @@ def test_three_steps_move_the_weights_as_the_specification_does(port: str) -> No
     for _ in range(3):
         losses = [m.train_step(o, CASE.tokens, CASE.targets) for m, o in ((model, ours), (reference, theirs))]
         assert losses[0] == pytest.approx(losses[1], rel=ALLOWED[model.dtype])
-    moved = {name: Expectation(w.ravel(), ALLOWED[model.dtype]) for name, w in reference.params()._asdict().items()}
+    moved = {
+        name: Expectation(w.ravel(), ALLOWED[model.dtype], ALLOWED[model.dtype])
+        for name, w in reference.params()._asdict().items()
+    }
     assert_agrees(port, {name: w.ravel() for name, w in model.params()._asdict().items()}, moved)
 
 

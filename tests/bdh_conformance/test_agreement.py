@@ -1,0 +1,104 @@
+"""The comparison finds what it should and says where."""
+
+import numpy as np
+import pytest
+from bdh_conformance import Expectation, assert_agrees, expect
+from bdh_conformance.cases import CONFIGS, Case
+from bdh_conformance.noise import Noisy
+from bdh_conformance.tolerances import error
+
+from bdh_spec import model
+from bdh_spec.params import cast
+
+CASE = Case(CONFIGS["three_heads"], time=8, seed=1)
+REFERENCE = np.arange(24.0).reshape(2, 3, 4) + 1
+EXPECTED = {"a": Expectation(REFERENCE, 1e-6, 1e-6), "b": Expectation(REFERENCE, 1e-6, 1e-6)}
+
+
+def spoiled(value: float) -> np.ndarray:
+    array = REFERENCE.copy()
+    array[1, 2, 3] = value
+    return array
+
+
+@pytest.mark.parametrize(
+    ("array", "complaint"),
+    [
+        (None, "it is missing"),
+        (REFERENCE.astype(np.float16), "dtype float16"),
+        (REFERENCE[:1], r"shape \(1, 3, 4\), wanted \(2, 3, 4\)"),
+        (spoiled(np.nan), r"1 of 24 values are not finite; first at \[1, 2, 3\]"),
+        (spoiled(np.inf), "1 of 24 values are not finite"),
+        (spoiled(25), r"worst row off by .*allowed 1.0e-06; worst value at \[1, 2, 3\]: 25 against 24"),
+        (np.zeros_like(REFERENCE), "worst row off by 1.0e"),
+    ],
+    ids=["missing", "dtype", "shape", "nan", "inf", "value", "zeros"],
+)
+def test_a_difference_is_named_with_its_place(array: np.ndarray | None, complaint: str) -> None:
+    with pytest.raises(
+        AssertionError, match=rf"(?s)port differs from the specification at b \(agrees through a\).*{complaint}"
+    ):
+        assert_agrees("port", {"a": REFERENCE, "b": array}, EXPECTED)
+
+
+def test_equal_arrays_agree() -> None:
+    assert_agrees("port", {"a": REFERENCE, "b": REFERENCE.astype(np.float32)}, EXPECTED)
+
+
+def test_a_wrong_scale_is_seen_below_the_rows_rounding() -> None:
+    expected = {"a": Expectation(REFERENCE, 1e-5, 1e-6)}
+    with pytest.raises(AssertionError, match=r"all of it is scaled by 1 \+5.0e-06, allowed 1.0e-06"):
+        assert_agrees("port", {"a": REFERENCE * (1 + 5e-6)}, expected)
+
+
+def test_one_wrong_row_among_many_is_seen() -> None:
+    reference = np.ones((1, 1000, 8))
+    actual = reference.copy()
+    actual[0, 777, 3] += 1e-3
+    assert error(actual, reference) == pytest.approx(1e-3 / np.sqrt(8))
+
+
+def test_where_the_reference_is_zero_only_zero_agrees() -> None:
+    zeros = np.zeros((1, 2, 3))
+    assert error(zeros, zeros) == 0
+    assert error(zeros + 1e-30, zeros) == np.inf
+
+
+def test_tiny_rows_do_not_underflow() -> None:
+    tiny = np.full((1, 2, 3), 1e-200)
+    assert error(tiny * 1.01, tiny) == pytest.approx(0.01)
+
+
+def test_noise_is_of_the_size_of_one_rounding() -> None:
+    wide = np.random.default_rng(0).normal(size=100_000)
+    rounded = np.asarray(wide.astype(np.float32), np.float64)
+    imitated = np.asarray(Noisy.wrap(wide, 2.0**-24, np.random.default_rng(1)) + 0)
+    sizes = [np.sqrt(np.mean(((r - wide) / wide) ** 2)) for r in (rounded, imitated)]
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.02)
+    assert np.abs((imitated - wide) / wide).max() <= 2.0**-24
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_noise_reaches_every_stage_of_the_specification(dtype: str) -> None:
+    expected = expect(lambda p: model.trace(CASE.tokens, p, CASE.config), CASE.params, dtype)
+    unit = {"float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}[dtype]
+    assert all(unit < e.allowed < 300 * unit for e in expected.values())
+
+
+@pytest.mark.parametrize("eps", [1e-6, 1e-5 * 1.1])
+def test_a_wrong_eps_is_outside_what_float32_allows(eps: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = expect(lambda p: model.trace(CASE.tokens, p, CASE.config), CASE.params, "float32")
+    monkeypatch.setattr(model, "EPS", eps)
+    wrong = model.trace(CASE.tokens, CASE.params, CASE.config)
+    with pytest.raises(AssertionError, match=r"at embed \(agrees through nothing before it\)"):
+        assert_agrees("port", wrong, expected)
+
+
+def test_a_second_final_norm_is_seen_by_the_slope() -> None:
+    """It moves logits by less than the worst row may be off by rounding, but all of them alike."""
+    case = Case(CONFIGS["three_heads"], time=64, seed=1, scale=20)
+    params = cast(cast(case.params, np.float32), np.float64)
+    expected = expect(lambda p: {"logits": model.forward(case.tokens, p, case.config)}, params, "float32")
+    last = model.trace(case.tokens, params, case.config)[f"layers.{case.config.n_layer - 1}.x"]
+    with pytest.raises(AssertionError, match="at logits.*\n.*all of it is scaled by 1 -3"):
+        assert_agrees("port", {"logits": model.readout(model.layer_norm(last), params)}, expected)

@@ -1,0 +1,143 @@
+"""Checkpoints and states on disk: whole or not at all, and refused with a reason."""
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from bdh_conformance.cases import CONFIGS, Case
+
+import bdh_spec
+from bdh_spec import CheckpointError, ConfigError, ParamsError, checkpoint, fingerprint, model
+from bdh_spec.files import write_safetensors
+from bdh_spec.params import cast
+
+CASE = Case(CONFIGS["three_heads"], seed=1)
+STATE = model.advance(model.init_state(2, CASE.config), CASE.tokens, cast(CASE.params, np.float32), CASE.config)[1]
+PENDING = CASE.tokens[:, -1:]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, ml_dtypes.bfloat16, np.float16])
+def test_a_checkpoint_comes_back_bit_for_bit(tmp_path: Path, dtype: type) -> None:
+    params = cast(CASE.params, dtype)
+    bdh_spec.save(tmp_path / "model.safetensors", params, CASE.config)
+    read, config = checkpoint.read(tmp_path / "model.safetensors")
+    assert config == CASE.config
+    for written, back in zip(params, read, strict=True):
+        assert back.dtype == dtype
+        assert back.tobytes() == written.tobytes()
+    assert fingerprint(read) == fingerprint(params)
+
+
+def test_an_array_that_is_not_contiguous_is_written_as_what_it_says(tmp_path: Path) -> None:
+    params = cast(CASE.params, np.float32)
+    turned = params._replace(lm_head=np.asfortranarray(params.lm_head))
+    bdh_spec.save(tmp_path / "model.safetensors", turned, CASE.config)
+    assert np.array_equal(checkpoint.read(tmp_path / "model.safetensors")[0].lm_head, params.lm_head)
+
+
+def test_the_fingerprint_tells_values_and_places_apart() -> None:
+    params = cast(CASE.params, np.float32)
+    moved = params._replace(encoder=params.encoder_v, encoder_v=params.encoder)
+    assert len({fingerprint(params), fingerprint(moved), fingerprint(cast(params, np.float16))}) == 3
+    assert fingerprint(cast(cast(params, np.float16), np.float64)) == fingerprint(cast(params, np.float16))
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.safetensors"
+    bdh_spec.save(path, CASE.params, CASE.config)
+    before = path.read_bytes()
+
+    def fail(*args: object) -> None:
+        Path(str(args[1])).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("bdh_spec.files.save_file", fail)
+    with pytest.raises(CheckpointError, match=r"could not be written \(No space left on device\)"):
+        bdh_spec.save(path, CASE.params, CASE.config)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*args: object) -> None:
+        Path(str(args[1])).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bdh_spec.files.save_file", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        bdh_spec.save(tmp_path / "model.safetensors", CASE.params, CASE.config)
+    assert not list(tmp_path.iterdir())
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def garble_header(path: Path) -> None:
+    path.write_bytes(struct.pack("<Q", 2**60) + b"x" * 50)
+
+
+SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing": (lambda p: p.unlink(), "does not exist"),
+    "folder": (lambda p: (p.unlink(), p.mkdir()), "is a folder"),
+    "empty": (lambda p: p.write_bytes(b""), "is empty"),
+    "pointer": (lambda p: p.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"), "git lfs pull"),
+    "truncated": (truncate, "is no whole safetensors file"),
+    "garbled": (garble_header, "is no whole safetensors file"),
+    "text": (lambda p: p.write_text("hello, I am not a checkpoint at all"), "is no whole safetensors file"),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILED)
+def test_a_spoiled_file_is_refused_with_its_reason(tmp_path: Path, spoil: str) -> None:
+    path = tmp_path / "model.safetensors"
+    bdh_spec.save(path, CASE.params, CASE.config)
+    SPOILED[spoil][0](path)
+    with pytest.raises(CheckpointError, match=SPOILED[spoil][1]):
+        checkpoint.read(path)
+
+
+def rewrite(path: Path, **changes: str) -> None:
+    write_safetensors(path, CASE.params._asdict(), checkpoint.metadata(CASE.config) | changes)
+
+
+def test_other_formats_versions_and_configurations_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    rewrite(path, format="pt")
+    with pytest.raises(CheckpointError, match="format 'pt', wanted 'bdh'"):
+        checkpoint.read(path)
+    rewrite(path, spec_version="2.0")
+    with pytest.raises(CheckpointError, match=r"follows specification 2.0, this is 1\.\d"):
+        checkpoint.read(path)
+    rewrite(path, config=json.dumps(CASE.config.as_dict() | {"window": 3}))
+    with pytest.raises(ConfigError, match="unknown configuration keys window"):
+        checkpoint.read(path)
+    rewrite(path, config=json.dumps({"n_embd": 8}))
+    with pytest.raises(ConfigError, match="no n_layer"):
+        checkpoint.read(path)
+    rewrite(path, config=json.dumps(CASE.config.as_dict() | {"vocab_size": 10}))
+    with pytest.raises(ParamsError, match=r"embed has shape \(9, 8\), config asks for \(10, 8\)"):
+        checkpoint.read(path)
+
+
+def test_r13_a_state_comes_back_with_its_position_and_model(tmp_path: Path) -> None:
+    path, ours = tmp_path / "s.safetensors", fingerprint(CASE.params)
+    checkpoint.save_state(path, STATE, CASE.config, ours, PENDING)
+    read, pending = checkpoint.read_state(path, CASE.config, ours)
+    assert read.position == STATE.position == CASE.time
+    assert all(np.array_equal(a, b) for a, b in zip(read.layers, STATE.layers, strict=True))
+    assert np.array_equal(pending, PENDING)
+
+
+def test_r13_a_state_of_another_model_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "s.safetensors"
+    checkpoint.save_state(path, STATE, CASE.config, "0" * 64, PENDING)
+    with pytest.raises(CheckpointError, match="is a state of model 000000000000, this is model"):
+        checkpoint.read_state(path, CASE.config, fingerprint(CASE.params))
+    bdh_spec.save(path, CASE.params, CASE.config)
+    with pytest.raises(CheckpointError, match="format 'bdh', wanted 'bdh-state'"):
+        checkpoint.read_state(path, CASE.config, fingerprint(CASE.params))
