@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import ml_dtypes  # noqa: F401  safetensors finds bfloat16 for NumPy only once this is imported
 import numpy as np
 import safetensors
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from bdh_spec.errors import CheckpointError
 from bdh_spec.params import Array
@@ -43,7 +43,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
 def write_safetensors(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
     """Write tensors under the final name only when all of them are on disk."""
     with whole_file(path) as part:
-        save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, part, dict(metadata))
+        # Not save_file: it leaves the file readable by its owner only, whatever the user's umask says.
+        part.write_bytes(save({name: np.ascontiguousarray(value) for name, value in tensors.items()}, dict(metadata)))
 
 
 @contextmanager
@@ -58,4 +59,5 @@ def whole_file(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise CheckpointError(f"{path} could not be written ({error.strerror or error}): nothing was left there") from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # where nothing could be written there is nothing to remove
+            part.unlink()

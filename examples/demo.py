@@ -78,10 +78,8 @@ def shell(command: str) -> None:
     """Run a command in the output folder by the shell, as a user would."""
     say.print(f"$ {command}", style="bold")
     path = f"PATH={Path(sys.executable).parent.resolve()}:$PATH"
-    finished = subprocess.run(
-        f"{path} {command}", shell=True, cwd=OUT, text=True, capture_output=True
-    )
-    say.print((finished.stdout + finished.stderr).strip(), style="dim", markup=False)
+    finished = subprocess.run(f"{path} {command}", shell=True, cwd=OUT, text=True, capture_output=True)
+    say.print((finished.stdout + finished.stderr).strip(), style="dim", markup=False, soft_wrap=True)
     if finished.returncode:
         sys.exit(finished.returncode)
 

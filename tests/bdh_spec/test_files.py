@@ -1,5 +1,6 @@
 """Checkpoints and states on disk: whole or not at all, and refused with a reason."""
 
+import hashlib
 import json
 import struct
 from collections.abc import Callable
@@ -46,16 +47,39 @@ def test_the_fingerprint_tells_values_and_places_apart() -> None:
     assert fingerprint(cast(cast(params, np.float16), np.float64)) == fingerprint(cast(params, np.float16))
 
 
+def test_the_fingerprint_is_what_the_specification_says() -> None:
+    digest = hashlib.sha256()
+    for name, weight in CASE.params._asdict().items():
+        digest.update(f"{name}({', '.join(map(str, weight.shape))})".encode() + weight.astype("<f4").tobytes())
+    assert fingerprint(CASE.params) == digest.hexdigest()
+
+
+def half_a_file_then(error: BaseException) -> Callable[[Path, bytes], None]:
+    def write(path: Path, data: bytes) -> None:
+        path.write_text("half")
+        raise error
+
+    return write
+
+
+def test_a_file_in_place_of_a_folder_is_one_clear_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="could not be written"):
+        bdh_spec.save(tmp_path / "file" / "model.safetensors", CASE.params, CASE.config)
+
+
+def test_a_file_is_as_readable_as_the_user_wants_files_to_be(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    bdh_spec.save(tmp_path / "model.safetensors", CASE.params, CASE.config)
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "model.safetensors"
     bdh_spec.save(path, CASE.params, CASE.config)
     before = path.read_bytes()
 
-    def fail(*args: object) -> None:
-        Path(str(args[1])).write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("bdh_spec.files.save_file", fail)
+    monkeypatch.setattr(Path, "write_bytes", half_a_file_then(OSError(28, "No space left on device")))
     with pytest.raises(CheckpointError, match=r"could not be written \(No space left on device\)"):
         bdh_spec.save(path, CASE.params, CASE.config)
     assert path.read_bytes() == before
@@ -63,11 +87,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*args: object) -> None:
-        Path(str(args[1])).write_bytes(b"half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("bdh_spec.files.save_file", interrupt)
+    monkeypatch.setattr(Path, "write_bytes", half_a_file_then(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         bdh_spec.save(tmp_path / "model.safetensors", CASE.params, CASE.config)
     assert not list(tmp_path.iterdir())

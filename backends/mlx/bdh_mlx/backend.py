@@ -1,0 +1,143 @@
+"""The protocol's face of the MLX port: NumPy in, NumPy out, on a device."""
+
+from __future__ import annotations
+
+import os
+from importlib import metadata
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from bdh_mlx.model import RecurrentState, dropout, forward, init_state, loss, read_on, trace, wide, widen
+from bdh_mlx.optimizer import Moments, moments, update
+from bdh_spec.config import BDHConfig
+from bdh_spec.errors import CapabilityError
+from bdh_spec.model import RecurrentState as ExportedState
+from bdh_spec.optimizer import AdamW
+from bdh_spec.params import Array, Params
+from bdh_spec.protocol import Backend, Capabilities, Model
+from bdh_spec.rope import Phase
+
+DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16, "float64": mx.float64}
+
+
+class MLXModel(Model):
+    """BDH in MLX behind the protocol. Its own form of a state is a list of one ``RecurrentState``."""
+
+    def __init__(self, params: Params, config: BDHConfig, *, device: str, dtype: str, phase: Phase) -> None:
+        super().__init__(config, device=device, dtype=dtype, phase=phase)
+        kind, _, index = device.partition(":")
+        self._device, self._dtype = mx.Device(getattr(mx, kind), int(index or 0)), DTYPES[dtype]
+        with mx.stream(self._device):
+            self._params = Params(*(_array(weight, self._dtype) for weight in params))
+            mx.eval(*self._params)
+
+    def params(self) -> Params:
+        with mx.stream(self._device):
+            return Params(*map(_numpy, self._params))
+
+    def optimizer(self, settings: AdamW) -> Moments:
+        with mx.stream(self._device):
+            return moments(self._params, settings)
+
+    def _forward(self, tokens: Array) -> Array:
+        with mx.stream(self._device):
+            return _numpy(forward(mx.array(tokens), self._params, self.config, phase=self.phase))
+
+    def _init_state(self, batch: int) -> list[RecurrentState]:
+        with mx.stream(self._device):
+            return [init_state(batch, self.config, self._dtype)]
+
+    def _advance(self, native: Any, position: int, tokens: Array, donate: bool) -> tuple[Array, Any]:
+        held = native if donate else list(native)
+        with mx.stream(self._device):
+            return _numpy(read_on(held, mx.array(tokens), self._params, self.config, phase=self.phase)), held
+
+    def _loss(self, tokens: Array, targets: Array) -> float:
+        with mx.stream(self._device):
+            return float(_numpy(self._loss_of(self._params, mx.array(tokens), mx.array(targets))))
+
+    def _gradients(self, tokens: Array, targets: Array) -> tuple[float, Params]:
+        with mx.stream(self._device):
+            value, slopes = self._value_and_slopes(mx.array(tokens), mx.array(targets))
+            return float(_numpy(value)), Params(*map(_numpy, slopes))
+
+    def _trace(self, tokens: Array) -> dict[str, Array]:
+        with mx.stream(self._device):
+            stages = trace(mx.array(tokens), self._params, self.config, phase=self.phase)
+            return {name: _numpy(value) for name, value in stages.items()}
+
+    def _export_state(self, native: Any) -> tuple[Array, ...]:
+        with mx.stream(self._device):
+            return tuple(_numpy(memory) for memory in native[0].layers)
+
+    def _import_state(self, state: ExportedState) -> list[RecurrentState]:
+        with mx.stream(self._device):
+            layers = tuple(_array(memory, wide(self._dtype)) for memory in state.layers)
+            return [RecurrentState(mx.array(state.position, dtype=mx.uint64), layers)]
+
+    def _train_step(self, optimizer: Moments, tokens: Array, targets: Array) -> float:
+        with mx.stream(self._device):
+            optimizer.key, key = mx.random.split(optimizer.key)
+            keep = dropout(self.config, tokens.shape, self._dtype, key)
+            value, slopes = self._value_and_slopes(mx.array(tokens), mx.array(targets), keep)
+            self._params = update(self._params, slopes, optimizer)
+            mx.eval(value, self._params, optimizer.key, optimizer.weights, optimizer.first, optimizer.second)
+            return float(_numpy(value))
+
+    def _value_and_slopes(self, tokens: mx.array, targets: mx.array, keep: Any = None) -> tuple[mx.array, Params]:
+        value, slopes = mx.value_and_grad(self._loss_of)(self._params, tokens, targets, keep)
+        return value, Params(*slopes)
+
+    def _loss_of(self, params: Params, tokens: mx.array, targets: mx.array, keep: Any = None) -> mx.array:
+        return loss(forward(tokens, params, self.config, phase=self.phase, keep=keep), targets)
+
+
+class MLXBackend(Backend):
+    """The port named ``mlx``.
+
+    Making one asks MLX for whole float32 products: chips with matrix units round their factors to TF32 otherwise. MLX reads
+    that wish from the environment before its first product in the process and never again, so a program that has multiplied
+    matrices already must set MLX_ENABLE_TF32=0 itself before it does. A value that is set is left alone.
+    """
+
+    name = "mlx"
+    capabilities = Capabilities(dtypes=tuple(DTYPES))
+
+    def __init__(self) -> None:
+        os.environ.setdefault("MLX_ENABLE_TF32", "0")
+
+    def version(self) -> str:
+        return f"mlx {metadata.version('mlx')}"
+
+    def devices(self) -> tuple[str, ...]:
+        return ("gpu", "cpu") if mx.is_available(mx.gpu) else ("cpu",)
+
+    def load(
+        self,
+        params: Params,
+        config: BDHConfig,
+        *,
+        device: str | None = None,
+        dtype: str | None = None,
+        phase: Phase = "exact",
+    ) -> Model:
+        """Put weights on a device: float32 on the GPU if there is one, float64 on the CPU, which alone has it."""
+        device = "cpu" if dtype == "float64" and device is None else device
+        return super().load(params, config, device=device, dtype=dtype, phase=phase)
+
+    def _load(self, params: Params, config: BDHConfig, *, device: str, dtype: str, phase: Phase) -> Model:
+        if dtype == "float64" and not device.startswith("cpu"):
+            raise CapabilityError(f"the mlx port has no float64 on {device!r}: choose the device cpu or the dtype float32")
+        return MLXModel(params, config, device=device, dtype=dtype, phase=phase)
+
+
+def _array(values: Array, dtype: mx.Dtype) -> mx.array:
+    """A copy in MLX: contiguous, since it takes no array that runs backwards, by way of a width that it and NumPy share."""
+    whole = np.ascontiguousarray(values, np.float64 if dtype == mx.float64 else np.float32)
+    return mx.array(whole, dtype=wide(dtype)).astype(dtype)
+
+
+def _numpy(values: mx.array) -> Array:
+    return np.array(widen(values), order="C")

@@ -1,0 +1,141 @@
+"""From what a checkpoint says of its model to the six numbers of a BDHConfig, or a refusal that names what is in the way."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from bdh_spec.config import BDHConfig
+from bdh_spec.errors import ConfigError, ParamsError
+from bdh_spec.params import Params
+from bdh_spec.rope import THETA
+
+OURS = tuple(field.name for field in dataclasses.fields(BDHConfig))
+ALIASES = {"num_hidden_layers": "n_layer", "hidden_size": "n_embd", "num_attention_heads": "n_head"}
+
+# Switches that other models have, and the values at which they leave BDH as it is.
+SWITCHES: dict[str, tuple[Any, ...]] = {
+    "rotary_embedding": ("rope",),
+    "positional_encoding": ("rope",),
+    "position_embedding_type": ("rope",),
+    "positional": ("rope",),
+    "pos_encoding": ("rope",),
+    "use_rope": (True,),
+    "rope": (True,),
+    "rope_theta": (THETA,),
+    "theta": (THETA,),
+    "n_expert": (1,),
+    "relu_threshold": (0,),
+    "share_weights": (True,),
+    "shared_weights": (True,),
+    "weight_sharing": (True,),
+    "share_layers": (True,),
+    "layer_norm_eps": (1e-5,),
+    "norm_eps": (1e-5,),
+    "hidden_act": ("relu",),
+    "activation": ("relu",),
+    "causal": (True,),
+    "is_decoder": (True, False),
+    "model_type": ("bdh",),
+}
+
+# What training scripts and transformers write beside the sizes, and what the function does not depend on.
+HARMLESS = frozenset(
+    """
+    architectures auto_map torch_dtype dtype transformers_version _name_or_path use_cache max_position_embeddings
+    bos_token_id eos_token_id pad_token_id sep_token_id tie_word_embeddings initializer_range return_dict
+    attn_implementation _attn_implementation bdh_attn_implementation _attn_implementation_internal
+    _attn_implementation_autoset chunk_size_feed_forward id2label label2id is_encoder_decoder tokenizer_class block_size
+    batch_size learning_rate weight_decay max_iters warmup_iters grad_clip seed device compile run_name
+    gradient_accumulation_steps epochs steps betas init_std fused_kernels max_seq_len context_length generation_config
+    temperature top_k top_p max_length min_length do_sample num_beams
+    """.split()  # noqa: SIM905  one key a line would fill a page
+)
+
+
+def is_tied(raw: Mapping[str, Any] | None) -> bool | None:
+    """Whether a configuration says that the head is the embedding; None where it says nothing."""
+    said = (raw or {}).get("tie_word_embeddings")
+    return None if said is None else bool(said)
+
+
+def refuse_alibi(raw: Mapping[str, Any] | None) -> None:
+    """burn's positions are alibi unless its configuration says otherwise."""
+    said = _unnested(raw or {})
+    if said.get("rotary_embedding") is None and said.get("use_alibi") is not False:
+        raise ConfigError(
+            "config.json does not say rotary_embedding = 'rope', and burn's default is alibi: this is another model"
+        )
+
+
+def complete(
+    raw: Mapping[str, Any] | None, shapes: Params, n_layer: int | None = None, dropout: float | None = None
+) -> tuple[BDHConfig, list[str]]:
+    """The configuration that a file, its tensors' shapes and the command line give together, and what to tell the user.
+
+    Shapes tell every size but the number of layers. What is said twice must be said the same.
+    """
+    said = sizes(raw or {})
+    said = _merge(said, {"n_layer": n_layer, "dropout": dropout}, "the command line")
+    said = _merge(said, _shown(shapes, said.get("mlp_internal_dim_multiplier")), "the shapes of the tensors")
+    if "n_layer" not in said:
+        raise ConfigError(
+            "no configuration tells n_layer, and layers share weights so nothing else does: give --n-layer (in Python n_layer=)"
+        )
+    notes = []
+    if "dropout" not in said:
+        said["dropout"] = BDHConfig.dropout
+        notes.append(
+            f"nothing tells dropout: {said['dropout']} is recorded, which acts in training only (--dropout says otherwise)"
+        )
+    return BDHConfig.from_dict(said), notes
+
+
+def sizes(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of our six numbers that a foreign configuration tells, if it describes no other model."""
+    flat = {ALIASES.get(key, key): value for key, value in _unnested(raw).items()}
+    for key, value in flat.items():
+        if key not in OURS and not _leaves_bdh_alone(key, value):
+            raise ConfigError(
+                f"the configuration has {key} = {value!r}, which BDH has not: another model, or a key that can go"
+            )
+    return {key: flat[key] for key in OURS if flat.get(key) is not None}
+
+
+def _unnested(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """burn keeps the model's numbers in a table of overrides."""
+    inner = raw.get("overrides")
+    return {**raw, **inner, "overrides": None} if isinstance(inner, Mapping) else dict(raw)
+
+
+def _leaves_bdh_alone(key: str, value: Any) -> bool:
+    if value is None or key in HARMLESS:
+        return True
+    if key in SWITCHES:
+        return value in SWITCHES[key]
+    return value in (False, 0, "", "none") or value in ([], {}, ())
+
+
+def _merge(said: dict[str, Any], more: Mapping[str, Any], source: str) -> dict[str, Any]:
+    for key, value in more.items():
+        if value is not None and said.get(key, value) != value:
+            raise ConfigError(f"the configuration has {key} = {said[key]!r}, {source} {value!r}: find out which is right")
+    return said | {key: value for key, value in more.items() if value is not None}
+
+
+def _shown(shapes: Params, multiplier: int | None) -> dict[str, int]:
+    """What the shapes of embed (V, D) and encoder (nh, D, N) tell."""
+    if len(shapes.embed) != 2 or len(shapes.encoder) != 3 or 0 in shapes.embed + shapes.encoder:
+        raise ParamsError(f"embed has shape {shapes.embed} and encoder {shapes.encoder}: they are (V, D) and (nh, D, N)")
+    (V, D), (nh, _, N) = shapes.embed, shapes.encoder
+    shown = {"vocab_size": V, "n_embd": D, "n_head": nh}
+    return shown if multiplier is not None else shown | {"mlp_internal_dim_multiplier": _multiplier(N, nh, D)}
+
+
+def _multiplier(N: int, nh: int, D: int) -> int:
+    """The smallest m with m * D // nh == N: where several give the same N, they give the same model."""
+    smallest = -(-N * nh // D)
+    if smallest * D // nh != N:
+        raise ConfigError(f"encoder has {N} neurons in each of {nh} heads: no multiple of n_embd = {D} divides into that")
+    return smallest

@@ -1,0 +1,97 @@
+"""Where each dialect keeps the five weights: read it like a table.
+
+Names are written in the order of the specification: embed, encoder, encoder_v, decoder, lm_head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from bdh_convert.frequencies import table
+from bdh_convert.tensors import F32, Tensor
+from bdh_spec.config import BDHConfig
+from bdh_spec.errors import CheckpointError, ParamsError
+from bdh_spec.params import Params
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """One way to lay a model out in a file."""
+
+    name: str
+    names: Params  # the dialect's name of each of our weights
+    transposed: frozenset[str] = frozenset()  # our weights that it stores with their two axes swapped
+    freqs: str | None = None  # its name of the frequency table, when it stores one
+    gate: str | None = None  # an unused tensor that its loader insists on
+    writable: bool = True
+    suffixes: tuple[str, ...] = (".safetensors",)  # of its files, the default first
+
+
+GATE = "lm_gate"  # (D, 1), in early files of torch and in those of MLX: no equation uses it
+
+UPSTREAM = Params("embed.weight", "encoder", "encoder_v", "decoder", "lm_head")
+HUGGING_FACE = Params("backbone.embed.weight", "backbone.encoder", "backbone.encoder_v", "backbone.decoder", "lm_head.weight")
+LISTING = Params("wte.weight", "decoder_x", "decoder_y", "encoder", "readout")  # its encoder is our decoder
+CANONICAL = Params(*Params._fields)
+
+DIALECTS = {
+    dialect.name: dialect
+    for dialect in (
+        Dialect("numpy", CANONICAL),
+        Dialect("jax", CANONICAL),
+        Dialect("torch", UPSTREAM, freqs="attn.freqs", suffixes=(".safetensors", ".pt", ".pth")),
+        Dialect("mlx", UPSTREAM, freqs="attn.freqs", gate=GATE, suffixes=(".safetensors", ".npz")),
+        Dialect("hf", HUGGING_FACE, transposed=frozenset({"lm_head"}), suffixes=("",)),  # a folder
+        Dialect("paper", LISTING, writable=False),
+        Dialect("burn", CANONICAL, writable=False),
+    )
+}
+TARGETS = tuple(name for name, dialect in DIALECTS.items() if dialect.writable)
+
+
+def from_dialect(dialect: Dialect, tensors: Mapping[str, Tensor]) -> Params:
+    """Our five weights, out of a dialect's tensors."""
+    missing = [name for name in dialect.names if name not in tensors]
+    if missing:
+        raise ParamsError(f"no tensor is named {', '.join(missing)}: a {dialect.name} file holds {', '.join(dialect.names)}")
+    weights = zip(Params._fields, dialect.names, strict=True)
+    return Params(*(_turned(dialect, ours, tensors[theirs].named(ours)) for ours, theirs in weights))
+
+
+def to_dialect(dialect: Dialect, weights: Params, config: BDHConfig, freqs: Tensor | None) -> list[Tensor]:
+    """The tensors of a dialect's file, out of our five weights."""
+    named = zip(Params._fields, dialect.names, weights, strict=True)
+    tensors = [_turned(dialect, ours, weight).named(theirs) for ours, theirs, weight in named]
+    if dialect.freqs:
+        tensors.append((freqs or table(config)).named(dialect.freqs))
+    if dialect.gate:
+        tensors.append(Tensor.of(dialect.gate, np.zeros((config.n_embd, 1), F32)))
+    return tensors
+
+
+def _turned(dialect: Dialect, ours: str, tensor: Tensor) -> Tensor:
+    """The tensor in the other layout; the same function leads there and back."""
+    return tensor.transposed() if ours in dialect.transposed else tensor
+
+
+def recognise(tensors: Mapping[str, Tensor], container: str, said: str | None) -> Dialect:
+    """The dialect most of whose names are there; ``said`` is what the file calls itself, if it does.
+
+    What is missing of it is said later, by name.
+    """
+    preferred = said or {"burn": "burn", "npz": "mlx"}.get(container)
+    best = max(DIALECTS.values(), key=lambda dialect: (_fit(dialect, tensors), dialect.name == preferred))
+    if _fit(best, tensors) < 3:
+        some = ", ".join(list(tensors)[:8]) or "nothing"
+        raise CheckpointError(f"the file holds {some}: no dialect of BDH has these names")
+    return best
+
+
+def _fit(dialect: Dialect, tensors: Mapping[str, Tensor]) -> int:
+    """How many of a dialect's names are there; the listing's ``encoder``, which is our decoder, is known by its rank."""
+    if dialect.name == "paper" and "encoder" in tensors and len(tensors["encoder"].shape) != 2:
+        return 0
+    return sum(name in tensors for name in dialect.names)

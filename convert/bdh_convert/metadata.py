@@ -1,0 +1,41 @@
+"""What a file of ours says of itself, in whichever corner its container has for that."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bdh_spec import checkpoint
+from bdh_spec.config import BDHConfig
+from bdh_spec.errors import CheckpointError
+
+
+def about(config: BDHConfig, dialect: str) -> dict[str, str]:
+    """The canonical metadata, and the dialect that the names and layouts follow."""
+    return checkpoint.metadata(config) | {"dialect": dialect}
+
+
+def said_of_itself(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The configuration and dialect among a file's metadata, as fields of Contents."""
+    if metadata.get("format") == checkpoint.STATE_FORMAT:
+        raise CheckpointError(f"{path} is a saved recurrent state and holds no weights: name the checkpoint it came from")
+    theirs = metadata.get("spec_version", checkpoint.SPEC_VERSION)
+    if theirs.split(".")[0] != checkpoint.SPEC_VERSION.split(".")[0]:
+        raise CheckpointError(
+            f"{path} follows specification {theirs}, this is {checkpoint.SPEC_VERSION}: use a release that reads it"
+        )
+    dialect = metadata.get("dialect", "mlx" if metadata.get("format") == "mlx" else None)
+    return {"config": parse_config(path, metadata["config"]) if "spec_version" in metadata else None, "dialect": dialect}
+
+
+def parse_config(path: Path, text: str | bytes) -> dict[str, Any]:
+    """A configuration written as a JSON object."""
+    try:
+        config = json.loads(text)
+    except ValueError as error:
+        raise CheckpointError(f"the configuration in {path} is no JSON ({error}): mend or remove it") from None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"the configuration in {path} is no JSON object: mend or remove it")
+    return config

@@ -1,0 +1,82 @@
+"""Arrays that are still in their file, so that a checkpoint is handled a tensor at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from bdh_convert.raw import chunks
+from bdh_spec.errors import CheckpointError
+from bdh_spec.params import Array
+
+F64, F32, F16 = (np.dtype(name) for name in ("<f8", "<f4", "<f2"))
+BF16 = np.dtype(ml_dtypes.bfloat16)
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """What a file says of an array, and the way to its values."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    fetch: Callable[[], Array]
+
+    @classmethod
+    def of(cls, name: str, array: Array) -> Tensor:
+        return cls(name, array.shape, array.dtype, lambda: array)
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def load(self) -> Array:
+        """The values, C-contiguous."""
+        return np.ascontiguousarray(self.fetch())
+
+    def named(self, name: str) -> Tensor:
+        return replace(self, name=name)
+
+    def transposed(self) -> Tensor:
+        """The same matrix with its axes swapped."""
+        return replace(self, shape=self.shape[::-1], fetch=lambda: self.fetch().T)
+
+    def row(self) -> Tensor:
+        """The same values as (1, 1, 1, N), the shape in which files store a frequency table."""
+        shape = (1, 1, 1, math.prod(self.shape))
+        return replace(self, shape=shape, fetch=lambda: self.fetch().reshape(shape))
+
+    def cast(self, dtype: np.dtype[Any]) -> Tensor:
+        """The same values in another dtype, refused where one of them does not fit."""
+        return self if dtype == self.dtype else replace(self, dtype=dtype, fetch=lambda: _narrow(self, dtype))
+
+
+def _narrow(tensor: Tensor, dtype: np.dtype[Any]) -> Array:
+    values = tensor.load()
+    cast = np.empty(values.shape, dtype)
+    for part, narrow in zip(chunks(values), chunks(cast), strict=True):
+        with np.errstate(over="ignore"):
+            narrow[:] = part
+        if (lost := np.isfinite(part) & ~np.isfinite(narrow)).any():
+            raise CheckpointError(
+                f"{tensor.name} holds {float(part[lost][0]):g}, beyond {dtype.name}: choose a wider dtype, such as bf16"
+            )
+    return cast
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a container holds, before anyone asks whose dialect it is."""
+
+    path: Path
+    container: str  # safetensors, pt, npz, hf or burn
+    tensors: dict[str, Tensor]
+    config: dict[str, Any] | None = None  # as written by whoever wrote it
+    dialect: str | None = None  # when the file says so itself
+    ignored: tuple[str, ...] = ()  # entries that are no weights: optimizer, step, loss

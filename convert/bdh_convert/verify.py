@@ -1,0 +1,75 @@
+"""Whether a written checkpoint is the one that should have been written: by its bits, and by running it."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from bdh_convert.checkpoint import Checkpoint
+from bdh_convert.raw import raw_bytes
+from bdh_convert.tensors import F32, F64, Tensor
+from bdh_spec import model
+from bdh_spec.errors import BDHError
+from bdh_spec.params import Array, Params
+from bdh_spec.rope import rotation
+
+SENTENCE = b"The dragon hatches."
+
+
+class DisagreementError(BDHError):
+    """A file that does not hold what was written to it."""
+
+
+def compare(written: Checkpoint, wanted: Checkpoint) -> None:
+    """Refuse a file that differs in a single bit of a weight or in its configuration."""
+    if written.config != wanted.config:
+        raise DisagreementError(f"the file read back has {written.config}, wanted {wanted.config}: nothing was left there")
+    pairs = [*zip(written.weights, wanted.weights, strict=True)]
+    if wanted.freqs is not None and written.freqs is not None:
+        pairs.append((written.freqs, wanted.freqs))
+    for actual, expected in pairs:
+        if not same_bits(actual, expected):
+            raise DisagreementError(
+                f"{expected.name} read back differs from what was written: nothing was left there, check the disk"
+            )
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors agree in shape, dtype and every bit, NaNs included."""
+    return (a.shape, a.dtype) == (b.shape, b.dtype) and _digest(a) == _digest(b)
+
+
+def _digest(tensor: Tensor) -> bytes:
+    """The SHA-256 of the values, so that only one of two tensors need be in memory."""
+    return hashlib.sha256(raw_bytes(tensor.load())).digest()
+
+
+def loss(checkpoint: Checkpoint) -> float:
+    """The specification's loss on one sentence, in nats per byte."""
+    config = checkpoint.config
+    dtype = F64 if any(weight.dtype == F64 for weight in checkpoint.weights) else F32
+    weights = Params(*(Operand(weight.cast(dtype)) for weight in checkpoint.weights))
+    text = np.frombuffer(SENTENCE, np.uint8).astype(np.int64)[None] % config.vocab_size
+    tokens, targets = text[:, :-1], text[:, 1:]
+    cos, sin = rotation(0, tokens.shape[1], config.n_neurons, dtype, "exact")
+    with np.errstate(all="ignore"):  # weights that are not finite were let through on purpose
+        x = model.embed(tokens, weights)
+        for _ in range(config.n_layer):
+            x = model.layer(x, weights, cos, sin).x  # one layer at a time, of which nothing else is kept
+        return model.loss(model.readout(x, weights), targets)
+
+
+class Operand:
+    """A weight that is in memory only while the specification uses it."""
+
+    __array_ufunc__ = None  # so that NumPy leaves ``x @ operand`` to __rmatmul__
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor, self.dtype = tensor, tensor.dtype
+
+    def __rmatmul__(self, x: Array) -> Array:
+        return x @ self._tensor.load()
+
+    def __getitem__(self, tokens: Array) -> Array:
+        return self._tensor.load()[tokens]
