@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 
 from bdh_conformance.noise import Noisy, plain
@@ -118,6 +119,4 @@ def norms(values: Array) -> Array:
 
 def as_numpy_dtype(name: str) -> np.dtype[np.floating]:
     """A dtype by its protocol name, bfloat16 included."""
-    import ml_dtypes
-
     return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)

@@ -100,5 +100,5 @@ def test_a_second_final_norm_is_seen_by_the_slope() -> None:
     params = cast(cast(case.params, np.float32), np.float64)
     expected = expect(lambda p: {"logits": model.forward(case.tokens, p, case.config)}, params, "float32")
     last = model.trace(case.tokens, params, case.config)[f"layers.{case.config.n_layer - 1}.x"]
-    with pytest.raises(AssertionError, match="at logits.*\n.*all of it is scaled by 1 -3"):
+    with pytest.raises(AssertionError, match=r"at logits.*\n.*all of it is scaled by 1 -3"):
         assert_agrees("port", {"logits": model.readout(model.layer_norm(last), params)}, expected)

@@ -1,0 +1,198 @@
+"""The port named ``torch``: the protocol around the module, NumPy in and NumPy out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bdh_spec import AdamW, BDHConfig, CapabilityError, RecurrentState
+from bdh_spec.model import Stages
+from bdh_spec.params import Array, Params
+from bdh_spec.protocol import Backend, Capabilities, Model
+from bdh_spec.rope import Phase
+from bdh_torch.model import BDH, State, wide
+from bdh_torch.rope import frequencies
+
+NAMES = Params("embed.weight", "encoder", "encoder_v", "decoder", "lm_head")  # of the weights in a state dict
+PER_HEAD = ("x_sparse", "rotated", "scores", "attention", "yKV", "y_sparse", "xy_sparse")
+MATMULS = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]  # made at import
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Products of float32 in float32, whatever the process has allowed: TF32 and bfloat16 are other functions."""
+    allowed = [switch.fp32_precision for switch in MATMULS]
+    for switch in MATMULS:
+        switch.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for switch, before in zip(MATMULS, allowed, strict=True):
+            switch.fp32_precision = before
+
+
+@dataclass
+class Optimizer:
+    """AdamW over the five weights, and the source of each step's dropout."""
+
+    settings: AdamW
+    adam: torch.optim.AdamW
+    seeds: torch.Generator
+
+
+class TorchModel(Model):
+    """A ``BDH`` behind the protocol."""
+
+    def __init__(self, params: Params, config: BDHConfig, *, device: str, dtype: str, phase: Phase) -> None:
+        super().__init__(config, device=device, dtype=dtype, phase=phase)
+        with torch.device("meta"):  # no weights to draw: they are given
+            self.module = BDH(config, phase=phase).eval()
+        weights = {name: from_numpy(weight, device, dtype) for name, weight in zip(NAMES, params, strict=True)}
+        freqs = frequencies(config.n_neurons).view(1, 1, 1, -1).to(device)
+        self.module.load_state_dict({**weights, "attn.freqs": freqs}, assign=True)
+
+    def params(self) -> Params:
+        return Params(*(to_numpy(weight) for weight in self._weights()))
+
+    def optimizer(self, settings: AdamW) -> Optimizer:
+        s = settings
+        adam = torch.optim.AdamW(self._weights(), lr=s.learning_rate, betas=s.betas, eps=s.eps, weight_decay=s.weight_decay)
+        return Optimizer(settings, adam, torch.Generator().manual_seed(s.seed))
+
+    @full_precision()
+    @torch.no_grad()
+    def _forward(self, tokens: Array) -> Array:
+        logits, _ = self.module(self._to_device(tokens))
+        return to_numpy(logits)
+
+    @torch.no_grad()
+    def _init_state(self, batch: int) -> State:
+        return self.module.init_state(batch)
+
+    @full_precision()
+    @torch.no_grad()
+    def _advance(self, native: Any, position: int, tokens: Array, donate: bool) -> tuple[Array, Any]:
+        logits, after = self.module.advance(native, self._to_device(tokens), donate=donate)
+        return to_numpy(logits), after
+
+    @full_precision()
+    @torch.no_grad()
+    def _loss(self, tokens: Array, targets: Array) -> float:
+        _, value = self.module(self._to_device(tokens), self._to_device(targets))
+        return float(value)
+
+    @full_precision()
+    def _gradients(self, tokens: Array, targets: Array) -> tuple[float, Params]:
+        value, slopes = self._slopes(tokens, targets)
+        return value, Params(*(to_numpy(slope) for slope in slopes))
+
+    @full_precision()
+    @torch.no_grad()
+    def _trace(self, tokens: Array) -> dict[str, Array]:
+        seen: dict[str, list[Array]] = {}
+        nh, B = self.config.n_head, len(tokens)
+
+        def note(name: str, value: Tensor) -> Tensor:
+            # A copy at once, because a later stage may take over the memory of an earlier one.
+            seen.setdefault(name, []).append(to_numpy(batch_first(value, nh, B) if name in PER_HEAD else value))
+            return value
+
+        self.module.trace(self._to_device(tokens), note)
+        layers = {f"layers.{i}.{name}": seen[name][i] for i in range(self.config.n_layer) for name in Stages._fields}
+        return {"embed": seen["embed"][0], **layers, "logits": seen["logits"][0]}
+
+    def _export_state(self, native: Any) -> tuple[Array, ...]:
+        nh = self.config.n_head
+        return tuple(to_numpy(batch_first(memory, nh, len(memory) // nh)) for memory in native.layers)  # B h N D
+
+    def _import_state(self, state: RecurrentState) -> State:
+        dtype = "float64" if self.dtype == "float64" else "float32"
+        layers = (from_numpy(memory.swapaxes(0, 1), self.device, dtype).flatten(0, 1) for memory in state.layers)  # h*B N D
+        return State(state.position, tuple(layers))
+
+    @full_precision()
+    def _train_step(self, optimizer: Any, tokens: Array, targets: Array) -> float:
+        with self._dropping(optimizer.seeds):
+            value, slopes = self._slopes(tokens, targets)
+        clip(slopes, optimizer.settings.clip)
+        for weight, slope in zip(self._weights(), slopes, strict=True):
+            weight.grad = slope
+        optimizer.adam.step()
+        optimizer.adam.zero_grad()
+        return value
+
+    @contextmanager
+    def _dropping(self, seeds: torch.Generator) -> Iterator[None]:
+        """Train with masks of the optimiser's own seeds, and leave PyTorch's generators as they were."""
+        device = torch.device(self.device)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(int(torch.randint(2**63 - 1, (), generator=seeds)))
+            self.module.train()
+            try:
+                yield
+            finally:
+                self.module.eval()
+
+    def _slopes(self, tokens: Array, targets: Array) -> tuple[float, tuple[Tensor, ...]]:
+        _, value = self.module(self._to_device(tokens), self._to_device(targets))
+        return value.item(), torch.autograd.grad(value, self._weights())
+
+    def _weights(self) -> list[torch.nn.Parameter]:
+        return [self.module.get_parameter(name) for name in NAMES]
+
+    def _to_device(self, ids: Array) -> Tensor:
+        return torch.tensor(ids, device=self.device)
+
+
+class TorchBackend(Backend):
+    """The port named ``torch``."""
+
+    name = "torch"
+    capabilities = Capabilities(dtypes=("float32", "bfloat16", "float16", "float64"))
+
+    def version(self) -> str:
+        return f"torch {torch.__version__}"
+
+    def devices(self) -> tuple[str, ...]:
+        present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+        return tuple(device for device, here in present.items() if here)
+
+    def _load(self, params: Params, config: BDHConfig, *, device: str, dtype: str, phase: Phase) -> Model:
+        if device == "mps" and dtype == "float64":
+            raise CapabilityError("the torch port has no dtype 'float64' on mps: choose float32, or the device cpu")
+        return TorchModel(params, config, device=device, dtype=dtype, phase=phase)
+
+
+def from_numpy(value: Array, device: str, dtype: str) -> Tensor:
+    """A copy on the device, by way of a dtype that PyTorch can take from NumPy: not every bfloat16 is its own."""
+    kind = np.float64 if dtype == "float64" else np.float32
+    return torch.tensor(np.ascontiguousarray(value, kind)).to(device, getattr(torch, dtype))
+
+
+def to_numpy(value: Tensor) -> Array:
+    """A copy in NumPy: float64 if it is float64, else float32."""
+    return value.detach().to("cpu", wide(value.dtype), copy=True, memory_format=torch.contiguous_format).numpy()
+
+
+def batch_first(value: Tensor, nh: int, B: int) -> Tensor:
+    """What the port keeps as (h*B, T, K) or (h, B*T, K), as the protocol has it: (B, h, T, K)."""
+    return value.view(nh, B, -1, value.shape[-1]).transpose(0, 1)
+
+
+def clip(slopes: tuple[Tensor, ...], largest: float | None) -> None:
+    """Scale slopes in place so that their common 2-norm is at most ``largest``.
+
+    PyTorch's own ``clip_grad_norm_`` adds 1e-6 to the norm.
+    """
+    norm = float(
+        torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(slope.to(wide(slope.dtype))) for slope in slopes]))
+    )
+    if largest is not None and norm > largest:
+        for slope in slopes:
+            slope.mul_(largest / norm)

@@ -1,0 +1,203 @@
+"""BDH as a module of PyTorch: the equations of ``bdh_spec.model``, in the same order.
+
+Axes: B batch, T time, h head (nh of them), N neurons per head, D embedding width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bdh_spec import BDHConfig, TokensError
+from bdh_spec.checks import check_tokens
+from bdh_spec.model import EPS, IGNORE
+from bdh_spec.params import INIT_STD
+from bdh_spec.rope import Phase
+from bdh_spec.sampling import check_sampling, sample, uniform
+from bdh_torch.attention import Note, attend, unnoted, values, write
+from bdh_torch.rope import Rotary, check_frequencies, rope
+
+CHUNK = 256  # tokens read at once on top of a state
+# The longest text that is read at once, without a state: its scores (T, T) cost less than states up to about here, measured on
+# a CPU at the default size. With gradients every chunk's state is kept, which moves the crossing.
+WHOLE, WHOLE_WITH_GRADIENTS = 512, 1024
+
+
+@dataclass(frozen=True)
+class State:
+    """What the model remembers of B texts (R13): their length and, per layer, one matrix per head."""
+
+    position: int  # tokens read so far
+    layers: tuple[Tensor, ...]  # L of h*B N D, never narrower than float32
+    blank: bool = False  # nothing was written yet, so there is nothing to read
+
+
+def layer_norm(x: Tensor) -> Tensor:
+    """Centre and scale over the last axis (R2); PyTorch sums in float32 when x is narrower."""
+    return F.layer_norm(x, x.shape[-1:], eps=EPS)
+
+
+def multiply(a: Tensor, b: Tensor) -> Tensor:
+    """a * b, in the memory of a when no gradient needs it any more."""
+    return a * b if torch.is_grad_enabled() else a.mul_(b)
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of what must not be narrower than float32: states, phases, the loss."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+class BDH(nn.Module):
+    """Baby Dragon Hatchling, with the interface and the ``state_dict`` of the original implementation.
+
+    >>> model = BDH(BDHConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4))
+    >>> logits, loss = model(torch.zeros(1, 8, dtype=torch.long))
+    >>> logits.shape
+    torch.Size([1, 8, 256])
+    """
+
+    def __init__(self, config: BDHConfig, *, phase: Phase = "exact") -> None:
+        super().__init__()
+        self.config = config
+        V, D, nh, N = config.vocab_size, config.n_embd, config.n_head, config.n_neurons
+        self.embed = nn.Embedding(V, D)
+        self.encoder = nn.Parameter(torch.empty(nh, D, N))
+        self.encoder_v = nn.Parameter(torch.empty(nh, D, N))
+        self.decoder = nn.Parameter(torch.empty(nh * N, D))
+        self.lm_head = nn.Parameter(torch.empty(D, V))
+        self.attn = Rotary(N, phase)  # named as in checkpoints
+        self.drop = nn.Dropout(config.dropout)
+        self.reset_parameters()
+        self.register_load_state_dict_pre_hook(_check_frequencies)  # type: ignore[no-untyped-call]  # PyTorch has not typed it
+        self.register_load_state_dict_post_hook(_restore_phases)  # type: ignore[no-untyped-call]  # PyTorch has not typed it
+
+    def reset_parameters(self) -> None:
+        """Fresh weights, normal with standard deviation 0.02."""
+        for weight in self.parameters():
+            nn.init.normal_(weight, std=INIT_STD)
+        self.attn.reset(self.encoder.device)
+
+    def layer(self, x: Tensor, rotations: Tensor, memory: Tensor | None = None, note: Note = unnoted) -> tuple[Tensor, Tensor]:
+        """Run one layer on x (B, T, D): the next x, and the rotated neurons that a state is written from.
+
+        ``memory`` is the layer's state before these tokens, absent at the start of a text.
+        """
+        B, T, D = x.shape
+        nh, _, N = self.encoder.shape
+        rows = x.view(1, B * T, D).expand(nh, -1, -1)
+        # bmm throughout: matmul would copy a weight, or the neurons, into a layout that it takes for a better one.
+        x_sparse = note("x_sparse", torch.bmm(rows, self.encoder).relu_())  # h B*T N  R3
+        rotated = note("rotated", rope(x_sparse.view(nh * B, T, N), rotations))  # h*B T N  R4
+        attention = note("attention", attend(rotated, values(x, nh), memory, note))  # h*B T D  R5
+        yKV = note("yKV", layer_norm(attention).to(x.dtype)).view(nh, B * T, D)  # R6
+        y_sparse = note("y_sparse", torch.bmm(yKV, self.encoder_v).relu_())  # h B*T N  R7
+        xy_sparse = note("xy_sparse", self.drop(multiply(y_sparse, x_sparse)))  # h B*T N  R7, R8
+        # The product of merged heads is the sum of the heads' own products.
+        decoded = note("decoded", torch.bmm(xy_sparse, self.decoder.view(nh, N, D)).sum(0).view(B, T, D))  # R9
+        y = note("y", layer_norm(decoded))
+        return note("x", layer_norm(x + y)), rotated  # B T D  R10
+
+    def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Tokens (B, T) to logits (B, T, V), and their loss if targets are given, already shifted (R12)."""
+        _demand_rectangle(idx)
+        if idx.shape[1] <= (WHOLE_WITH_GRADIENTS if torch.is_grad_enabled() else WHOLE):
+            logits = self.trace(idx)
+        else:
+            logits, _ = self.advance(self.init_state(idx.shape[0]), idx, donate=True)
+        return logits, None if targets is None else loss(logits, targets)
+
+    def trace(self, idx: Tensor, note: Note = unnoted) -> Tensor:
+        """Logits by the parallel form; ``note`` is shown each stage under its name, layer after layer."""
+        x, rotations = self._start(idx, 0)
+        note("embed", x)
+        for _ in range(self.config.n_layer):
+            x, _ = self.layer(x, rotations, note=note)
+        return note("logits", x @ self.lm_head)  # B T V  R11
+
+    def init_state(self, batch: int = 1) -> State:
+        """The state before the first token: zeros."""
+        c, weight = self.config, self.encoder
+        shape = (c.n_head * batch, c.n_neurons, c.n_embd)
+        layers = (torch.zeros(shape, dtype=wide(weight.dtype), device=weight.device) for _ in range(c.n_layer))
+        return State(0, tuple(layers), blank=True)
+
+    def advance(self, state: State, idx: Tensor, *, donate: bool = False) -> tuple[Tensor, State]:
+        """Read tokens (B, T) after the text that the state remembers: their logits (B, T, V), and the state after them.
+
+        One token is the recurrent form, more the chunked one. A donated state must not be used again: it is updated in
+        place, unless gradients are recorded, which need what it was.
+        """
+        _demand_rectangle(idx)
+        logits = []
+        for chunk in torch.split(idx, CHUNK, dim=1):
+            part, state = self._advance_chunk(state, chunk, donate=donate and not torch.is_grad_enabled())
+            logits.append(part)
+            donate = True  # from here on the state is nobody else's
+        return torch.cat(logits, dim=1), state
+
+    @torch.no_grad()
+    def generate(
+        self,
+        idx: Tensor,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        *,
+        seed: int | None = None,
+    ) -> Tensor:
+        """The tokens (B, T) and their continuation, (B, T + max_new_tokens), read once and then continued token by token.
+
+        One seed gives one text (R14), the same as from every other port; without a seed PyTorch's own generator gives one.
+        """
+        seed = int(torch.randint(2**63 - 1, ())) if seed is None else seed
+        check_sampling(max_new_tokens, temperature, top_k, seed)
+        check_tokens(idx.cpu().numpy(), self.config)
+        training = self.training
+        self.eval()
+        try:
+            text, state = [idx], self.init_state(idx.shape[0])
+            for _ in range(max_new_tokens):
+                logits, state = self.advance(state, text[-1], donate=True)
+                rows = logits[:, -1].to("cpu", wide(logits.dtype)).numpy()
+                drawn = [sample(row, uniform(seed, state.position, b), temperature, top_k) for b, row in enumerate(rows)]
+                text.append(torch.tensor(drawn, dtype=idx.dtype, device=idx.device)[:, None])
+        finally:
+            self.train(training)
+        return torch.cat(text, dim=1)
+
+    def _start(self, idx: Tensor, position: int) -> tuple[Tensor, Tensor]:
+        """What the first layer reads (R1), and the rotations that all layers and heads share."""
+        x = layer_norm(self.embed(idx))  # B T D
+        return x, self.attn(position, idx.shape[1], wide(self.encoder.dtype))
+
+    def _advance_chunk(self, state: State, idx: Tensor, *, donate: bool) -> tuple[Tensor, State]:
+        x, rotations = self._start(idx, state.position)
+        memories = []
+        for memory in state.layers:
+            after, rotated = self.layer(x, rotations, None if state.blank else memory)
+            memories.append(write(memory, rotated, values(x, self.config.n_head), donate=donate))
+            x = after
+        return x @ self.lm_head, State(state.position + idx.shape[1], tuple(memories))
+
+
+def loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross entropy in nats over the targets that are not ignored (R12)."""
+    return F.cross_entropy(logits.flatten(0, 1).to(wide(logits.dtype)), targets.flatten(), ignore_index=IGNORE)
+
+
+def _demand_rectangle(idx: Tensor) -> None:
+    if idx.ndim != 2 or 0 in idx.shape:
+        raise TokensError(f"tokens have shape {tuple(idx.shape)}: give at least one text of at least one token, (B, T)")
+
+
+def _check_frequencies(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    if f"{prefix}attn.freqs" in state_dict:
+        check_frequencies(state_dict[f"{prefix}attn.freqs"])
+
+
+def _restore_phases(module: BDH, incompatible: Any) -> None:
+    module.attn.restore(module.encoder.device)
