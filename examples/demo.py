@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from bdh_conformance import Expectation, expect
-from bdh_conformance.tolerances import error
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 import bdh_spec
+from bdh_conformance import Expectation, expect
+from bdh_conformance.tolerances import error
 from bdh_spec import BackendUnavailable, BDHConfig, Params
 from bdh_spec.checkpoint import EMBEDDED
 from bdh_spec.model import forward

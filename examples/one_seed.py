@@ -10,12 +10,12 @@ import sys
 
 import click
 import numpy as np
-from bdh_conformance.texts import differences
-from bdh_conformance.tolerances import FACTOR
 from rich.console import Console
 from rich.table import Table
 
 import bdh_spec
+from bdh_conformance.texts import differences
+from bdh_conformance.tolerances import FACTOR
 
 BATCH, LENGTH = 25, 12
 

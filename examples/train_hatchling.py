@@ -14,12 +14,12 @@ from pathlib import Path
 
 import click
 import torch
-from bdh_torch import BDH, BDHConfig
 from rich.console import Console
 from rich.progress import track
 
 import bdh_spec
 from bdh_spec.params import count
+from bdh_torch import BDH, BDHConfig
 
 CONFIG = BDHConfig(n_layer=4, n_embd=64, n_head=4, mlp_internal_dim_multiplier=32, dropout=0.1)
 BATCH, WINDOW, WARMUP = 8, 256, 100

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+
 from bdh_conformance import Expectation, assert_agrees, expect
 from bdh_conformance.cases import CONFIGS, Case
 from bdh_conformance.noise import Noisy
 from bdh_conformance.tolerances import error
-
 from bdh_spec import model
 from bdh_spec.params import cast
 

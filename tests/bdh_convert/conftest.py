@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bdh_convert.cli import main
 
 import bdh_spec
+from bdh_convert.cli import main
 from bdh_spec import BDHConfig, Params
 from bdh_spec.params import init
 
@@ -77,8 +77,8 @@ def call(
 def run(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """bdh-convert as a child process in the test's folder."""
 
-    def child(*words: object, **options: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", "from bdh_convert.cli import main; main()", *map(str, words)]
+    def child(*words: object, through: tuple[str, ...] = (), **options: object) -> subprocess.CompletedProcess[str]:
+        command = [*through, sys.executable, "-c", "from bdh_convert.cli import main; main()", *map(str, words)]
         defaults = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 60}
         return subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, **(defaults | options))
 

@@ -14,12 +14,12 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
+
 from bdh_convert import route
 from bdh_convert.checkpoint import open_checkpoint, read
 from bdh_convert.convert import default_output
 from bdh_convert.dialects import DIALECTS, to_dialect
 from bdh_convert.tensors import Tensor
-
 from bdh_spec import BDHConfig, Params
 from bdh_spec.params import shapes
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from bdh_convert.convert import Settings, convert
 from bdh_convert.inspect import report
 from bdh_convert.verify import SENTENCE
-
 from bdh_spec import BDHConfig, Params
 from bdh_spec.files import write_safetensors
 from bdh_spec.params import count

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
+import bdh_spec
 from bdh_convert.checkpoint import open_checkpoint, read
 from bdh_convert.configs import complete
 from bdh_convert.convert import Settings, convert
-
-import bdh_spec
 from bdh_spec import BDHConfig, BDHError, CheckpointError, ConfigError, Params, ParamsError
 from bdh_spec.files import read_safetensors, write_safetensors
 from bdh_spec.params import shapes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import signal
 import subprocess
 import sys
@@ -15,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from bdh_convert.checkpoint import open_checkpoint
 from bdh_convert.convert import Settings, convert
-
 from bdh_spec import BDHConfig, BDHError, Params
 from bdh_spec.checkpoint import save_state
 from bdh_spec.files import write_safetensors
@@ -310,12 +309,9 @@ def test_a_disk_that_fills_up_leaves_no_file(
     canonical(small)
     before = listing(tmp_path)
 
-    def fill() -> None:
-        """A limit on the size of files stands for a full disk: writing fails half way."""
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
-
-    done = run("--to", target, "checkpoint.safetensors", "-o", output, preexec_fn=fill)
+    # A limit on the size of files, in blocks of 512 bytes, stands for a full disk: writing fails half way.
+    full_disk = ("sh", "-c", 'ulimit -f 6; exec "$@"', "sh")
+    done = run("--to", target, "checkpoint.safetensors", "-o", output, through=full_disk)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
     assert f"{output} could not be written" in done.stderr
     assert listing(tmp_path) == before

@@ -9,9 +9,9 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+
 from bdh_convert.checkpoint import read
 from bdh_convert.convert import Settings, convert
-
 from bdh_spec import BDHConfig, CheckpointError, Params, checkpoint, save
 from bdh_spec.files import read_safetensors, write_safetensors
 

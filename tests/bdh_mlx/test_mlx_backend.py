@@ -7,12 +7,12 @@ import sys
 import mlx.core as mx
 import numpy as np
 import pytest
+
+import bdh_spec
 from bdh_conformance.cases import CONFIGS, Case
 from bdh_conformance.tolerances import FLOAT64, error
 from bdh_mlx.backend import MLXBackend, MLXModel, _numpy
 from bdh_mlx.optimizer import clip_scale, moments, update
-
-import bdh_spec
 from bdh_spec import AdamW, BDHConfig, CapabilityError, Model, Params, optimizer
 
 CASE = Case(CONFIGS["plain"], time=6, seed=3, scale=20)

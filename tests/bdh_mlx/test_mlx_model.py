@@ -10,14 +10,14 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
+
+import bdh_spec
 from bdh_conformance.cases import CONFIGS, Case
 from bdh_conformance.tolerances import FLOAT64, error
 from bdh_mlx import BDH, BDHConfig
 from bdh_mlx.model import CHUNK, Stages, advance, dropout, read_on, reader, trace
 from bdh_mlx.rope import frequencies, rotation
-from mlx.utils import tree_flatten
-
-import bdh_spec
 from bdh_spec import Params, TokensError, model, rope
 from bdh_spec.errors import SamplingError
 from bdh_spec.gradients import gradients

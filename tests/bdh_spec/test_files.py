@@ -9,9 +9,9 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from bdh_conformance.cases import CONFIGS, Case
 
 import bdh_spec
+from bdh_conformance.cases import CONFIGS, Case
 from bdh_spec import CheckpointError, ConfigError, ParamsError, checkpoint, fingerprint, model
 from bdh_spec.files import write_safetensors
 from bdh_spec.params import cast

@@ -4,9 +4,9 @@ import contextlib
 
 import numpy as np
 import pytest
-from bdh_conformance.cases import CONFIGS, Case, cases
 from hypothesis import given, settings
 
+from bdh_conformance.cases import CONFIGS, Case, cases
 from bdh_spec import Params, model
 from bdh_spec.gradients import gradients
 

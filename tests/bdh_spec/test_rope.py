@@ -4,12 +4,13 @@ import hashlib
 from decimal import Decimal, getcontext
 from fractions import Fraction
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bdh_spec.rope import frequencies, rotation, turns
+from bdh_spec.rope import frequencies, is_the_table, rotation, turns
 
 PI = Decimal("3.14159265358979323846264338327950288419716939937510")
 
@@ -50,3 +51,14 @@ def test_r4_both_phases_agree_at_the_start_and_part_later() -> None:
     for start, apart in ((0, 1e-6), (10**6, 1e-2)):
         exact, single = (rotation(start, 4, 64, np.float64, phase)[0] for phase in ("exact", "float32"))
         assert (np.abs(exact - single).max() > apart) == (start > 0)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, np.float64])
+def test_r4_a_stored_table_is_known_again_in_any_dtype(dtype: type) -> None:
+    kind, table = ml_dtypes.finfo(dtype), frequencies(64)
+    spacing = float(kind.eps), float(kind.smallest_subnormal)
+    assert is_the_table(table.astype(dtype), *spacing)
+    for wrong in (table * 2 * np.pi, table - 5e-5 * (1 + np.arange(64) % 3 * 30), np.where(np.arange(64) == 3, np.nan, table)):
+        assert not is_the_table(wrong.astype(dtype), *spacing)
+    if dtype in (np.float32, np.float64):
+        assert not is_the_table(table * (1 + 3e-4), *spacing)

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from bdh_conformance.cases import CONFIGS, Case
-from bdh_torch.backend import TorchBackend, TorchModel
 
+from bdh_conformance.cases import CONFIGS, Case
 from bdh_spec import AdamW, CapabilityError
+from bdh_torch.backend import TorchBackend, TorchModel
 
 CASE = Case(CONFIGS["plain"])
 

@@ -7,10 +7,10 @@ from functools import partial
 
 import pytest
 import torch
-from bdh_torch import BDH, BDHConfig
 from torch import Tensor
 
 from bdh_spec.rope import PHASES, Phase
+from bdh_torch import BDH, BDHConfig
 
 # In this process: starting workers would take longer than compiling these few kernels.
 whole = partial(torch.compile, fullgraph=True, options={"compile_threads": 1})

@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bdh_conformance.agreement import assert_agrees
-from bdh_conformance.cases import CONFIGS, Case
-from bdh_conformance.tolerances import FLOAT64, Expectation
-from bdh_torch import BDH, State
-from bdh_torch import model as module
-from bdh_torch.backend import TorchBackend, TorchModel
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bdh_conformance.agreement import assert_agrees
+from bdh_conformance.cases import CONFIGS, Case
+from bdh_conformance.tolerances import FLOAT64, Expectation
 from bdh_spec import RecurrentState, get_backend
 from bdh_spec.rope import PHASES, Phase
+from bdh_torch import BDH, State
+from bdh_torch import model as module
+from bdh_torch.backend import TorchBackend, TorchModel
 
 CASES = {name: Case(config, time=11, seed=1, scale=10) for name, config in CONFIGS.items()}
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)

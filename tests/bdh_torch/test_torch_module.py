@@ -7,12 +7,12 @@ import copy
 import numpy as np
 import pytest
 import torch
-from bdh_conformance.cases import CONFIGS, Case
-from bdh_torch import BDH, BDHConfig
 from torch import Tensor, nn
 
 import bdh_spec
+from bdh_conformance.cases import CONFIGS, Case
 from bdh_spec import ParamsError, SamplingError, TokensError
+from bdh_torch import BDH, BDHConfig
 
 CONFIG = BDHConfig(n_layer=2, n_embd=8, n_head=3, mlp_internal_dim_multiplier=7, vocab_size=11)
 TOKENS = torch.tensor([[10, 3, 3, 7, 0], [1, 2, 9, 4, 5]])

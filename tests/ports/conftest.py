@@ -4,9 +4,9 @@ from collections.abc import Callable
 from functools import cache
 
 import pytest
-from bdh_conformance.cases import Case
 
 import bdh_spec
+from bdh_conformance.cases import Case
 from bdh_spec import Model
 from bdh_spec.rope import Phase
 

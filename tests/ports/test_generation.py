@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+
+import bdh_spec
 from bdh_conformance.cases import CONFIGS, Case
 from bdh_conformance.texts import differences
 from bdh_conformance.tolerances import FACTOR
-
-import bdh_spec
 from bdh_spec import Model
 
 Load = Callable[..., Model]

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from bdh_conformance.cases import CONFIGS, Case
 
 import bdh_spec
+from bdh_conformance.cases import CONFIGS, Case
 from bdh_spec import BDHError, CapabilityError, Model, ParamsError, RecurrentState, StateError, TokensError, model
 
 CASE = Case(CONFIGS["plain"], seed=1)

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from bdh_conformance import assert_agrees, expect
-from bdh_conformance.cases import CONFIGS, Case
 
 import bdh_spec
+from bdh_conformance import assert_agrees, expect
+from bdh_conformance.cases import CONFIGS, Case
 from bdh_spec import Model, StateError, model
 
 Load = Callable[..., Model]

@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
-from bdh_conformance import Expectation, assert_agrees
-from bdh_conformance.cases import CONFIGS, Case
 
 import bdh_spec
+from bdh_conformance import Expectation, assert_agrees
+from bdh_conformance.cases import CONFIGS, Case
 from bdh_spec import AdamW, Model
 
 CASE = Case(dataclasses.replace(CONFIGS["plain"], dropout=0.0), time=6, seed=1, scale=20)

@@ -15,13 +15,12 @@ from bdh_spec.config import BDHConfig
 from bdh_spec.errors import CheckpointError, ParamsError
 from bdh_spec.files import check_readable, whole_file
 from bdh_spec.params import Params, check_params, shapes
-from bdh_spec.rope import frequencies
+from bdh_spec.rope import frequencies, is_the_table
 
 NAMES = Params("embed.weight", "encoder", "encoder_v", "decoder", "lm_head")
 FREQUENCIES, GATE = "attn.freqs", "lm_gate"
 TRAINER = {"embed_weight": "embed.weight", "attn_freqs": FREQUENCIES}  # the older trainer saved with _ for .
 PROGRESS = ("step", "loss")  # and these beside them
-ROUNDING = 2.0**-19  # relative: the formula worked out in float32 strays 1e-6 from the table, one AdamW step far more
 
 
 def load(path: str | Path) -> dict[str, mx.array]:
@@ -78,13 +77,13 @@ def check_frequencies(found: mx.array | None, config: BDHConfig) -> None:
             f"{FREQUENCIES} has {found.size} values, config asks for {table.size}: check n_embd, n_head and"
             " mlp_internal_dim_multiplier"
         )
-    values = np.array(found.astype(mx.float32)).reshape(-1)
-    off = np.abs(values / table - 1)
-    if not (off <= ROUNDING).all():
+    values, kind = np.array(found.astype(mx.float32)).reshape(-1), mx.finfo(found.dtype)
+    if not is_the_table(values, kind.eps, kind.smallest_normal * kind.eps):
+        off = np.abs(values / table - 1)
         n = int(np.argmax(np.where(np.isnan(off), np.inf, off)))
         raise ParamsError(
-            f"{FREQUENCIES} is not the table of R4: {values[n]:.8g} at [{n}] instead of {table[n]:.8g}, so it was trained or"
-            " rounded; convert the file with bdh-convert --freqs reset"
+            f"{FREQUENCIES} is not the table of R4: {values[n]:.8g} at [{n}] instead of {table[n]:.8g}, so it was trained;"
+            " convert the file with bdh-convert --freqs reset"
         )
 
 

@@ -12,8 +12,6 @@ from bdh_spec import ParamsError
 from bdh_spec import rope as spec
 from bdh_spec.rope import Phase
 
-FORMULA_ROUNDING = 2e-6  # the formula of f worked out in float32 is up to 8e-7 away from the table, relatively
-
 
 class Rotary(nn.Module):
     """The rotations of a model of N neurons per head, and the ``freqs`` that its checkpoints carry.
@@ -56,14 +54,13 @@ def fixed_point(n_neurons: int) -> Tensor:
 
 def check_frequencies(freqs: Tensor) -> None:
     """Refuse frequencies that are not the table as rounded by whoever wrote them."""
-    table, found = frequencies(freqs.numel()).double(), freqs.detach().double().cpu().flatten()
-    kind = torch.finfo(freqs.dtype)
-    allowed = (FORMULA_ROUNDING + kind.eps) * table + kind.smallest_normal * kind.eps
-    off = (found - table).abs()
-    if not bool((off <= allowed).all()):
-        n = int((off / table).nan_to_num(torch.inf).argmax())
+    found, kind = freqs.detach().double().cpu().flatten(), torch.finfo(freqs.dtype)
+    if not spec.is_the_table(found.numpy(), kind.eps, kind.smallest_normal * kind.eps):
+        table = frequencies(freqs.numel()).double()
+        off = (found - table).abs() / table
+        n = int(off.nan_to_num(torch.inf).argmax())
         raise ParamsError(
-            f"attn.freqs[{n}] is {found[n]:.8g}, the table says {table[n]:.8g} ({off[n] / table[n]:.1e} of it off): these are"
+            f"attn.freqs[{n}] is {found[n]:.8g}, the table says {table[n]:.8g} ({off[n]:.1e} of it off): these are"
             " frequencies of another model, or trained by accident; bdh-convert --freqs reset puts the table back"
         )
 
