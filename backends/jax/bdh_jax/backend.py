@@ -1,0 +1,166 @@
+"""The protocol in JAX: NumPy in, NumPy out, and nothing compiled twice.
+
+The compiled functions belong to the module, so a second model of the same sizes finds them ready.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bdh_jax import model, training
+from bdh_jax.bdh import forward
+from bdh_jax.generation import advance_donated, advance_kept, buffer_length, pieces
+from bdh_jax.model import State, init_state, wide
+from bdh_jax.rope import words
+from bdh_spec.config import BDHConfig
+from bdh_spec.errors import CapabilityError
+from bdh_spec.model import IGNORE, RecurrentState
+from bdh_spec.optimizer import AdamW
+from bdh_spec.params import Array, Params, cast
+from bdh_spec.protocol import Backend, Capabilities, Model
+from bdh_spec.rope import Phase
+
+PLATFORMS = ("cuda", "rocm", "tpu", "cpu")  # JAX's own names, the best first
+
+objective = jax.jit(training.objective, static_argnames=("config", "phase"))
+gradients = jax.jit(training.gradients, static_argnames=("config", "phase"))
+trace = jax.jit(model.trace, static_argnames=("config", "phase"))
+
+
+@dataclass
+class Optimizer:
+    """AdamW's memory: its settings, the steps made, and the moments on the device."""
+
+    settings: AdamW
+    moments: training.Moments
+    step: int = 0
+
+
+class JAXModel(Model):
+    """The pure functions behind the protocol."""
+
+    def __init__(self, params: Params, config: BDHConfig, *, device: str, dtype: str, phase: Phase) -> None:
+        super().__init__(config, device=device, dtype=dtype, phase=phase)
+        self._device = find_device(device)
+        with self._precision():
+            held = cast(params, jnp.dtype(dtype))
+            self._params = Params(*(jnp.array(weight, copy=True, device=self._device) for weight in held))
+
+    def params(self) -> Params:
+        return Params(*(self._numpy(weight) for weight in self._params))
+
+    def optimizer(self, settings: AdamW) -> Optimizer:
+        with self._precision():
+            return Optimizer(settings, training.init_moments(self._params))
+
+    def _forward(self, tokens: Array) -> Array:
+        with self._precision():
+            logits = forward(padded(tokens), self._params, self.config, phase=self.phase)
+        return self._numpy(logits)[:, : tokens.shape[1]]
+
+    def _init_state(self, batch: int) -> State:
+        with self._precision(), jax.default_device(self._device):
+            return jax.device_put(init_state(batch, self.config, self.dtype), self._device)
+
+    def _advance(self, native: State, position: int, tokens: Array, donate: bool) -> tuple[Array, State]:
+        logits, step = [], advance_donated if donate else advance_kept
+        with self._precision():
+            for start, length in pieces(tokens.shape[1]):
+                chunk = tokens[:, start : start + length].astype(np.int32)
+                part, native = step(native, chunk, self._params, self.config, phase=self.phase)
+                logits.append(part)
+                step = advance_donated  # the state between two chunks is nobody else's
+        return np.concatenate([self._numpy(part) for part in logits], axis=1), native
+
+    def _loss(self, tokens: Array, targets: Array) -> float:
+        with self._precision():
+            return float(objective(self._params, padded(tokens), padded(targets, IGNORE), self.config, phase=self.phase))
+
+    def _gradients(self, tokens: Array, targets: Array) -> tuple[float, Params]:
+        with self._precision():
+            value, slopes = gradients(padded(tokens), padded(targets, IGNORE), self._params, self.config, phase=self.phase)
+        return float(value), Params(*(self._numpy(slope) for slope in slopes))
+
+    def _trace(self, tokens: Array) -> dict[str, Array]:
+        with self._precision():
+            stages = trace(tokens.astype(np.int32), self._params, self.config, phase=self.phase)
+        return {name: self._numpy(stages[name]) for name in model.stage_names(self.config)}
+
+    def _export_state(self, native: State) -> tuple[Array, ...]:
+        return tuple(self._numpy(native.layers))
+
+    def _import_state(self, state: RecurrentState) -> State:
+        with self._precision():
+            layers = jnp.asarray(np.stack(state.layers), wide(self.dtype))
+            return jax.device_put(State(words(state.position), layers), self._device)
+
+    def _train_step(self, optimizer: Optimizer, tokens: Array, targets: Array) -> float:
+        settings, optimizer.step = optimizer.settings, optimizer.step + 1
+        with self._precision():
+            value, self._params, optimizer.moments = training.train_step(
+                self._params,
+                optimizer.moments,
+                tokens.astype(np.int32),
+                targets.astype(np.int32),
+                words(settings.seed),
+                optimizer.step,
+                training.rates_at(optimizer.step, settings),
+                self.config,
+                phase=self.phase,
+            )
+        return float(value)
+
+    def _precision(self) -> AbstractContextManager[None]:
+        """Where float64 exists: for a float64 model and no longer than the call, whatever the process has chosen."""
+        return jax.enable_x64(True) if self.dtype == "float64" else nullcontext()
+
+    def _numpy(self, value: jax.Array) -> Array:
+        """A copy that no later donation can touch."""
+        return np.array(value, np.float64 if self.dtype == "float64" else np.float32)
+
+
+class JAXBackend(Backend):
+    """The port named ``jax``. Its devices are JAX's platforms: ``cuda``, ``rocm``, ``tpu``, ``cpu``, or ``cuda:1``."""
+
+    name = "jax"
+    capabilities = Capabilities(dtypes=("float32", "bfloat16", "float16", "float64"))
+
+    def version(self) -> str:
+        return f"jax {jax.__version__}"
+
+    def devices(self) -> tuple[str, ...]:
+        return tuple(platform for platform in PLATFORMS if devices_of(platform))
+
+    def _load(self, params: Params, config: BDHConfig, *, device: str, dtype: str, phase: Phase) -> Model:
+        return JAXModel(params, config, device=device, dtype=dtype, phase=phase)
+
+
+def devices_of(platform: str) -> list[jax.Device]:
+    """The devices of one platform, none if JAX has no such platform here."""
+    try:
+        return jax.devices(platform)
+    except RuntimeError:
+        return []
+
+
+def find_device(name: str) -> jax.Device:
+    """The device of a name such as ``cpu`` or ``cuda:1``."""
+    platform, _, number = name.partition(":")
+    found = {str(device.id): device for device in devices_of(platform)}
+    if (number or "0") not in found:
+        raise CapabilityError(f"the jax port has no device {name!r} here: {platform} has numbers {', '.join(found)}")
+    return found[number or "0"]
+
+
+def padded(tokens: Array, fill: int = 0) -> Array:
+    """Tokens (B, T) as int32, with more of them up to a power of two, so that lengths share programs.
+
+    What comes later in a text changes nothing before it, and targets of -100 count for nothing.
+    """
+    extra = buffer_length(tokens.shape[1]) - tokens.shape[1]
+    return np.pad(tokens, ((0, 0), (0, extra)), constant_values=fill).astype(np.int32)

@@ -1,0 +1,123 @@
+"""Text from a prompt: a prefill in few shapes, then one compiled loop on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from bdh_jax.model import CHUNK, State, advance, init_state
+from bdh_jax.rope import Array
+from bdh_jax.sampling import sample, uniforms
+from bdh_spec.checks import check_tokens
+from bdh_spec.config import BDHConfig
+from bdh_spec.errors import SamplingError
+from bdh_spec.params import Array as NumpyArray
+from bdh_spec.params import Params
+from bdh_spec.rope import Phase
+from bdh_spec.sampling import check_sampling
+
+advance_kept = jax.jit(advance, static_argnames=("config", "phase"))
+advance_donated = jax.jit(advance, static_argnames=("config", "phase"), donate_argnums=0)
+
+
+def generate(
+    tokens: Any,
+    params: Params,
+    config: BDHConfig,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    *,
+    seed: int = 0,
+    phase: Phase = "exact",
+) -> NumpyArray:
+    """Tokens (B, T) and their continuation, (B, T + max_new_tokens): the text that ``seed`` gives on every port."""
+    check_sampling(max_new_tokens, temperature, top_k, seed)
+    prompt = check_tokens(tokens, config)
+    if max_new_tokens == 0:
+        return prompt
+    B, T = prompt.shape
+    logits, state = prefill(init_state(B, config, params.encoder.dtype), prompt, params, config, phase=phase)
+    draws = np.zeros((buffer_length(max_new_tokens), B))
+    draws[:max_new_tokens] = uniforms(seed, T, max_new_tokens, B)
+    kept = min(top_k or config.vocab_size, config.vocab_size)
+    with jax.enable_x64(True):  # the draw in float64, as the specification draws; the model keeps the dtype of its weights
+        loop = partial(continue_text, params=params, config=config, phase=phase)
+        new, _ = loop(state, logits, draws, max_new_tokens, temperature, kept)
+    return np.concatenate([prompt, demand_finite(np.asarray(new)[:, :max_new_tokens])], axis=1)
+
+
+def prefill(
+    state: State, tokens: NumpyArray, params: Params, config: BDHConfig, *, phase: Phase = "exact"
+) -> tuple[Array, State]:
+    """Read a prompt (B, T) on: the logits after it (B, V) and the state after it. The state given is donated."""
+    for start, length in pieces(tokens.shape[1]):
+        chunk = tokens[:, start : start + length].astype(np.int32)
+        logits, state = advance_donated(state, chunk, params, config, phase=phase)
+    return logits[:, -1], state
+
+
+def pieces(length: int) -> Iterator[tuple[int, int]]:
+    """Start and length of the chunks that a text is read in: as many full ones as fit, then falling powers of two.
+
+    Nine shapes therefore serve every text.
+    """
+    start = 0
+    while start < length:
+        size = min(CHUNK, 1 << (length - start).bit_length() - 1)
+        yield start, size
+        start += size
+
+
+def buffer_length(n: int) -> int:
+    """The power of two that holds ``n`` tokens: loops of different length share a program."""
+    return 1 << (n - 1).bit_length()
+
+
+@partial(jax.jit, static_argnames=("config", "phase"), donate_argnums=0)
+def continue_text(
+    state: State,
+    logits: Array,
+    draws: Array,
+    count: Array,
+    temperature: Array,
+    top_k: Array,
+    params: Params,
+    config: BDHConfig,
+    *,
+    phase: Phase = "exact",
+) -> tuple[Array, State]:
+    """``count`` tokens after the logits (B, V) of a text, in a buffer (B, len(draws)), by one loop on the device.
+
+    ``draws`` holds one number from 0 up to but not including 1 per token and row. The state is donated; the one returned
+    has read all tokens but the last.
+    """
+
+    def step(carry: tuple[Array, State, Array]) -> tuple[Array, State, Array]:
+        i, state, written = carry
+        logits, state = advance(state, lax.dynamic_slice_in_dim(written, i - 1, 1, axis=1), params, config, phase=phase)
+        return i + 1, state, put(written, i, logits[:, 0])
+
+    def put(written: Array, i: Array, logits: Array) -> Array:
+        chosen = sample(logits, lax.dynamic_index_in_dim(draws, i, keepdims=False), temperature, top_k)
+        return lax.dynamic_update_index_in_dim(written, chosen, i, 1)
+
+    written = put(jnp.zeros(draws.shape[::-1], jnp.int32), jnp.int32(0), logits)
+    _, state, written = lax.while_loop(lambda carry: carry[0] < count, step, (jnp.int32(1), state, written))
+    return written, state
+
+
+def demand_finite(new: NumpyArray) -> NumpyArray:
+    """The tokens, if every one was drawn from finite logits."""
+    if (new < 0).any():
+        b, t = np.argwhere(new < 0)[0]
+        raise SamplingError(
+            f"logits of new token {t} in text {b} hold nan or inf: the model has diverged, nothing can be drawn"
+        )
+    return new
