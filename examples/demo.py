@@ -65,7 +65,7 @@ def convert_there_and_back() -> dict[str, Path]:
     OUT.mkdir()
     shutil.copy(EMBEDDED, OUT / "hatchling.safetensors")
     shell("bdh-convert numpy-to-torch hatchling.safetensors")
-    shell("bdh-convert torch->mlx hatchling.torch.safetensors -o hatchling.mlx.safetensors")  # unquoted, as people type it
+    shell("bdh-convert torch->mlx hatchling.torch.safetensors")  # unquoted, as people type it
     shell("bdh-convert mlx-to-torch hatchling.mlx.safetensors -o back.torch.safetensors")
     same = (OUT / "back.torch.safetensors").read_bytes() == (OUT / "hatchling.torch.safetensors").read_bytes()
     say.print(f"torch to mlx and back: {'the same file, byte for byte' if same else 'NOT the same file'}\n")
@@ -76,7 +76,7 @@ def convert_there_and_back() -> dict[str, Path]:
 
 def shell(command: str) -> None:
     """Run a command in the output folder by the shell, as a user would."""
-    say.print(f"$ {command}", style="bold")
+    say.print(f"$ {command}", style="bold", markup=False, soft_wrap=True)
     path = f"PATH={Path(sys.executable).parent.resolve()}:$PATH"
     finished = subprocess.run(f"{path} {command}", shell=True, cwd=OUT, text=True, capture_output=True)
     say.print((finished.stdout + finished.stderr).strip(), style="dim", markup=False, soft_wrap=True)

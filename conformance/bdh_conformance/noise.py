@@ -1,8 +1,8 @@
-"""Float64 arrays that round at random after every operation, as a narrower arithmetic would."""
+"""Float64 arrays that round after every operation, at random or to nearest, as a narrower arithmetic would."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,25 +11,32 @@ from bdh_spec.params import Array
 EXACT = {np.maximum, np.negative}
 
 
+class Precision(NamedTuple):
+    """How a floating point type rounds."""
+
+    unit: float  # the largest relative error of one rounding to nearest
+    lowest: int  # the power of two below which numbers are no longer spaced by their size: 0.5 to 1 counts as 0
+
+
 class Noisy(np.ndarray[Any, Any]):
-    """An array whose every result is off by up to half a spacing of an arithmetic whose rounding errs by ``unit`` at most.
+    """An array whose every result is off by up to half the spacing of numbers in another precision.
 
     The specification runs on it unchanged: what comes out is how far rounding of that precision moves each stage of that
     very case.
     """
 
-    unit: float
-    rng: np.random.Generator
+    precision: Precision
+    rng: np.random.Generator | None
 
     @classmethod
-    def wrap(cls, values: Array, unit: float, rng: np.random.Generator) -> Noisy:
+    def wrap(cls, values: Array, precision: Precision, rng: np.random.Generator | None) -> Noisy:
         noisy = np.array(values, np.float64).view(cls)
-        noisy.unit, noisy.rng = unit, rng
+        noisy.precision, noisy.rng = precision, rng
         return noisy
 
     def __array_finalize__(self, parent: Any) -> None:
         if isinstance(parent, Noisy):
-            self.unit, self.rng = parent.unit, parent.rng
+            self.precision, self.rng = parent.precision, parent.rng
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = None, **kwargs: Any) -> Any:
         source = next(a for a in (*inputs, *(out or ())) if isinstance(a, Noisy))
@@ -44,10 +51,17 @@ class Noisy(np.ndarray[Any, Any]):
 
     def rounded(self, exact: Any, ufunc: np.ufunc) -> Any:
         """The exact result as this arithmetic might have stored it."""
-        if np.asarray(exact).dtype.kind != "f" or ufunc in EXACT:  # comparisons and choices round nothing
+        if np.asarray(exact).dtype.kind != "f":
             return exact
-        spacing = np.ldexp(self.unit, np.frexp(exact)[1]) * (exact != 0)  # of neighbouring numbers; zero is exact
-        return Noisy.wrap(exact + self.rng.uniform(-0.5, 0.5, np.shape(exact)) * spacing, self.unit, self.rng)
+        stored = exact if ufunc in EXACT else self.store(exact)
+        return Noisy.wrap(stored, self.precision, self.rng)
+
+    def store(self, exact: Any) -> Any:
+        """A number within half a spacing: the nearest one there is, or any if there is a generator."""
+        spacing = np.ldexp(self.precision.unit, np.maximum(np.frexp(exact)[1], self.precision.lowest))
+        if self.rng is None:
+            return np.round(exact / spacing) * spacing
+        return exact + self.rng.uniform(-0.5, 0.5, np.shape(exact)) * spacing * (exact != 0)  # zero is exact
 
 
 def plain(value: Any) -> Any:

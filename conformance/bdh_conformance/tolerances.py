@@ -3,7 +3,8 @@
 allowed = FACTOR[dtype] * max(E_spec, E_noise), at least FLOOR, for the error of the worst row, where
 
 - E_spec is the error of the specification's own float32 run against its float64 run, and
-- E_noise that of the float64 run with random rounding of the port's precision after every operation.
+- E_noise that of float64 runs that round to the port's precision after every operation: once to nearest, as a port does
+  and so with the same relus falling on the other side, and several times at random.
 
 The slope, how far the whole array is scaled, is held to the same factor of its own honest size, or of the row error over the
 root of the number of rows if that is more: the rounding errors of different tokens average out, and a wrong scale does not.
@@ -19,23 +20,28 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
-from bdh_conformance.noise import Noisy, plain
+from bdh_conformance.noise import Noisy, Precision, plain
 from bdh_spec.params import Array, Params, cast
 
-# Largest relative error of one rounding to nearest.
-UNIT = {"float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}
+# Weights of a fresh model leave float16's normal numbers (above 2^-14) in the decoder's products.
+PRECISION = {
+    "float32": Precision(2.0**-24, -125),
+    "bfloat16": Precision(2.0**-8, -125),
+    "float16": Precision(2.0**-11, -13),
+}
 
-# Over 16 legal float32 implementations (summation orders, fused forms) the largest ratio to max(E_spec, E_noise) was 3.2.
-# The narrow types round what they store and accumulate wider, so their noise run is an upper bound already.
-FACTOR = {"float32": 8.0, "bfloat16": 2.0, "float16": 2.0}
+# The largest ratio of a port's error to max(E_spec, E_noise), over all stages of 144 cases in PyTorch and in MLX, was 3.4 in
+# float32, 1.7 in bfloat16 and 1.5 in float16; over 16 legal float32 implementations (summation orders, fused forms) 3.2. The
+# narrow types round what they store and accumulate wider, so their noise run nearly is an upper bound already.
+FACTOR = {"float32": 8.0, "bfloat16": 3.0, "float16": 3.0}
 
 # Four roundings of float32: cases of one or two tokens can have an E_spec of zero.
-FLOOR = 4 * UNIT["float32"]
+FLOOR = 4 * PRECISION["float32"].unit
 
 # Legal float64 ports stay under 5e-15; the smallest known mistake (a second final norm) moves float64 logits by 1e-6.
 FLOAT64 = 1e-10
 
-NOISE_RUNS = 3
+NOISE_RUNS = 8
 
 Run = Callable[[Params], dict[str, Array]]
 
@@ -62,7 +68,8 @@ def expect(run: Run, params: Params, dtype: str, *, seed: int = 0) -> dict[str, 
     references = run(held)
     if dtype == "float64":
         return {name: Expectation(reference, FLOAT64, FLOAT64) for name, reference in references.items()}
-    runs = [run(cast(held, np.float32)), *(run(noisy(held, UNIT[dtype], seed + i)) for i in range(NOISE_RUNS))]
+    generators = [None, *(np.random.default_rng(seed + i) for i in range(NOISE_RUNS))]
+    runs = [run(cast(held, np.float32)), *(run(noisy(held, PRECISION[dtype], rng)) for rng in generators)]
     return {name: honest(reference, [plain(other[name]) for other in runs], dtype) for name, reference in references.items()}
 
 
@@ -79,10 +86,9 @@ def allowed(error: float, dtype: str) -> float:
     return max(FACTOR[dtype] * error, FLOOR)
 
 
-def noisy(params: Params, unit: float, seed: int) -> Params:
-    """Float64 weights that infect everything computed from them with rounding noise."""
-    rng = np.random.default_rng(seed)
-    return Params(*(Noisy.wrap(weight, unit, rng) for weight in params))
+def noisy(params: Params, precision: Precision, rng: np.random.Generator | None) -> Params:
+    """Float64 weights that infect everything computed from them with rounding."""
+    return Params(*(Noisy.wrap(weight, precision, rng) for weight in params))
 
 
 def error(actual: Array, reference: Array) -> float:

@@ -6,7 +6,7 @@ import pytest
 from bdh_conformance import Expectation, assert_agrees, expect
 from bdh_conformance.cases import CONFIGS, Case
 from bdh_conformance.noise import Noisy
-from bdh_conformance.tolerances import error
+from bdh_conformance.tolerances import PRECISION, as_numpy_dtype, error
 from bdh_spec import model
 from bdh_spec.params import cast
 
@@ -69,13 +69,16 @@ def test_tiny_rows_do_not_underflow() -> None:
     assert error(tiny * 1.01, tiny) == pytest.approx(0.01)
 
 
-def test_noise_is_of_the_size_of_one_rounding() -> None:
-    wide = np.random.default_rng(0).normal(size=100_000)
-    rounded = np.asarray(wide.astype(np.float32), np.float64)
-    imitated = np.asarray(Noisy.wrap(wide, 2.0**-24, np.random.default_rng(1)) + 0)
-    sizes = [np.sqrt(np.mean(((r - wide) / wide) ** 2)) for r in (rounded, imitated)]
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("scale", [1.0, 1e-5])
+def test_noise_is_of_the_size_of_one_rounding(dtype: str, scale: float) -> None:
+    wide = np.random.default_rng(0).normal(size=100_000) * scale
+    rounded = wide.astype(as_numpy_dtype(dtype)).astype(np.float64)
+    imitated = np.asarray(Noisy.wrap(wide, PRECISION[dtype], np.random.default_rng(1)) + 0)
+    sizes = [np.sqrt(np.mean((r - wide) ** 2)) for r in (rounded, imitated)]
     assert sizes[1] == pytest.approx(sizes[0], rel=0.02)
-    assert np.abs((imitated - wide) / wide).max() <= 2.0**-24
+    if scale == 1:
+        assert np.abs(imitated / wide - 1).max() <= PRECISION[dtype].unit
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
