@@ -96,7 +96,7 @@ def decoded(port: Model, case: Case, split: tuple[int, ...], *, donate: bool = T
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_r15_every_gradient_agrees(port: str, loaded: Load, claims: Callable[[str], None], config: str, dtype: str) -> None:
     claims(dtype)
     case = Case(CONFIGS[config], time=6, seed=4, scale=20)
