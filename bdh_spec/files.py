@@ -44,7 +44,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Array], metadata: Mappin
     """Write tensors under the final name only when all of them are on disk."""
     with whole_file(path) as part:
         # Not save_file: it leaves the file readable by its owner only, whatever the user's umask says.
-        part.write_bytes(save({name: np.ascontiguousarray(value) for name, value in tensors.items()}, dict(metadata)))
+        part.write_bytes(save({name: np.asarray(value, order="C") for name, value in tensors.items()}, dict(metadata)))
 
 
 @contextmanager
