@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test conform conformance-score lint clean
 
 demo: .venv/.ready
 	@$(BIN)/python examples/demo.py
@@ -10,6 +10,13 @@ demo: .venv/.ready
 # One thread per worker: two workers on two cores would otherwise fight over them.
 test: .venv/.ready
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadscope -q
+
+# The standard tier of the conformance suite on every port.
+conform: .venv/.ready
+	@for port in numpy torch jax mlx; do OMP_NUM_THREADS=1 $(BIN)/bdh-conform $$port --device cpu --quiet || exit 1; done
+
+conformance-score: .venv/.ready
+	@OMP_NUM_THREADS=1 $(BIN)/python -m bdh_conformance.score
 
 lint: .venv/.ready
 	$(BIN)/ruff format --check .

@@ -3,11 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from bdh_conformance.tolerances import Expectation, error, slope
+from bdh_conformance.tolerances import Expectation, error, row_errors, slope
 from bdh_spec.params import Array
+
+# What the axes of an array count, by the name of its stage and by how many axes it has.
+STAGE_AXES = {3: ("text", "token", "feature"), 4: ("text", "head", "token", "value")}
+STATE_AXES = {"state": ("text", "head", "neuron", "feature"), "state_by_pair": ("text", "head", "pair", "value")}
+WEIGHT_AXES = {
+    "embed": ("id", "feature"),
+    "encoder": ("head", "feature", "neuron"),
+    "encoder_v": ("head", "feature", "neuron"),
+    "decoder": ("head and neuron", "feature"),
+    "lm_head": ("feature", "id"),
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One array held against the specification; it agrees if there is no complaint."""
+
+    stage: str
+    error: float  # of the worst row, or of the slope where that is nearer to its limit; infinite where no number tells it
+    allowed: float
+    complaint: str = ""
+
+    @property
+    def ratio(self) -> float:
+        """Error over allowed: what a report shows."""
+        if self.error == 0:
+            return 0.0
+        return self.error / self.allowed if self.allowed else float("inf")
 
 
 def assert_agrees(port: str, actual: Mapping[str, Array], expected: Mapping[str, Expectation], case: str = "") -> None:
@@ -15,40 +45,80 @@ def assert_agrees(port: str, actual: Mapping[str, Array], expected: Mapping[str,
 
     Raises AssertionError at the first stage that differs, naming the last one that agreed. NaN never agrees.
     """
-    agreed = "nothing before it"
-    for name, expectation in expected.items():
-        if complaint := disagreement(actual.get(name), expectation):
-            raise AssertionError(
-                f"{port} differs from the specification at {name} (agrees through {agreed})\n  {complaint}\n  {case}"
-            )
-        agreed = name
+    compared = [compare(name, actual.get(name), expectation) for name, expectation in expected.items()]
+    if any(c.complaint for c in compared):
+        raise AssertionError(f"{headline(port, compared)}\n  {case}")
+
+
+def headline(port: str, compared: list[Comparison]) -> str:
+    """The first stage that differs, the last one before it that agreed, and what is wrong."""
+    at = next(i for i, c in enumerate(compared) if c.complaint)
+    agreed = compared[at - 1].stage if at else "nothing before it"
+    return (
+        f"{port} differs from the specification at {compared[at].stage} (agrees through {agreed})\n  {compared[at].complaint}"
+    )
+
+
+def compare(stage: str, actual: Array | None, expected: Expectation) -> Comparison:
+    """An array against its expectation: its form first, then its rows, then its slope."""
+    if complaint := malformed(actual, expected.reference):
+        return Comparison(stage, float("inf"), expected.allowed, complaint)
+    assert actual is not None  # a missing array is malformed
+    worst, scaled = error(actual, expected.reference), abs(slope(actual, expected.reference))
+    if not worst <= expected.allowed:
+        return Comparison(stage, worst, expected.allowed, describe(stage, actual, expected.reference, worst, expected.allowed))
+    if not scaled <= expected.allowed_slope:
+        signed = slope(actual, expected.reference)
+        complaint = f"all of it is scaled by 1 {signed:+.1e}, allowed {expected.allowed_slope:.1e}"
+        return Comparison(stage, scaled, expected.allowed_slope, complaint)
+    by_row, by_slope = Comparison(stage, worst, expected.allowed), Comparison(stage, scaled, expected.allowed_slope)
+    return max(by_row, by_slope, key=lambda c: c.ratio)
 
 
 def disagreement(actual: Array | None, expected: Expectation) -> str:
     """What is wrong with an array, or an empty string."""
-    reference = expected.reference
+    return compare("", actual, expected).complaint
+
+
+def malformed(actual: Any, reference: Array) -> str:
+    """What is wrong with an answer before its values are looked at: a port may answer anything."""
     if actual is None:
         return "it is missing"
+    if not isinstance(actual, np.ndarray):
+        return f"it is a {type(actual).__name__}, wanted a NumPy array"
     if actual.dtype not in (np.float32, np.float64):
         return f"dtype {actual.dtype}, wanted float32 or float64"
     if actual.shape != reference.shape:
         return f"shape {actual.shape}, wanted {reference.shape}"
     if not np.isfinite(actual).all():
         return f"{np.sum(~np.isfinite(actual))} of {actual.size} values are not finite; first at {first(~np.isfinite(actual))}"
-    worst, scaled = error(actual, reference), slope(actual, reference)
-    if not worst <= expected.allowed:
-        return describe(actual, reference, worst, expected.allowed)
-    if not abs(scaled) <= expected.allowed_slope:
-        return f"all of it is scaled by 1 {scaled:+.1e}, allowed {expected.allowed_slope:.1e}"
     return ""
 
 
-def describe(actual: Array, reference: Array, worst: float, allowed: float) -> str:
-    """Where two finite arrays of one shape differ most."""
-    difference = np.abs(actual - reference)
-    at = np.unravel_index(np.argmax(difference), difference.shape)
-    values = f"{actual[at]:.6g} against {reference[at]:.6g}"
-    return f"worst row off by {worst:.1e}, allowed {allowed:.1e}; worst value at {[int(i) for i in at]}: {values}"
+def describe(stage: str, actual: Array, reference: Array, worst: float, allowed: float) -> str:
+    """Where two finite arrays of one shape differ most: the worst value of the worst row."""
+    rows = row_errors(actual, reference)
+    in_worst_row = np.broadcast_to(spread(rows == rows.max(), reference.ndim), reference.shape)
+    difference = np.where(in_worst_row, np.abs(np.asarray(actual, np.float64) - reference), -1)
+    at = [int(i) for i in np.unravel_index(np.argmax(difference), difference.shape)]
+    values = f"{actual[tuple(at)]:.8g} against {reference[tuple(at)]:.8g}"
+    wrong = f"{np.sum(spread(~(rows <= allowed), reference.ndim))} of {rows.size} rows"
+    return f"{wrong}; worst row off by {worst:.1e}, allowed {allowed:.1e}; worst value at {at}: {values}{place(stage, at)}"
+
+
+def spread(rows: Array, ndim: int) -> Array:
+    """One value per row, with the axes of the array again: see ``row_errors``."""
+    return np.expand_dims(rows, {3: (2,), 4: (1, 3)}[ndim]) if ndim in (3, 4) else rows
+
+
+def place(stage: str, at: list[int]) -> str:
+    """An index in words: text 0, head 2, token 5."""
+    name = stage.rsplit(".", 1)[-1]
+    of_weights = WEIGHT_AXES.get(name) if stage.startswith(("gradients.", "weights.")) else None
+    axes = of_weights or STATE_AXES.get(name) or STAGE_AXES.get(len(at), ())
+    if len(axes) != len(at):
+        return ""
+    return f" ({', '.join(f'{axis} {i}' for axis, i in zip(axes, at, strict=True))})" if at else ""
 
 
 def first(where: Array) -> list[int]:

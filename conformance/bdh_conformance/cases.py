@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 from hypothesis import strategies as st
 
 from bdh_spec.config import BDHConfig
-from bdh_spec.params import Array, Params, cast, init
+from bdh_spec.params import INIT_STD, Array, Params, cast, init
+
+WEIGHTS = ("normal", "mixed", "ties", "dead")
+DROPOUT = BDHConfig().dropout
+SIZES = {"L": "n_layer", "h": "n_head", "D": "n_embd", "V": "vocab_size", "m": "mlp_internal_dim_multiplier"}
 
 
 @dataclass(frozen=True)
@@ -21,17 +27,49 @@ class Case:
     time: int = 5
     seed: int = 0
     scale: float = 1.0  # of the weights, in units of a fresh model's
+    weights: str = field(default="normal", kw_only=True)
 
     def __str__(self) -> str:
         c = self.config
         sizes = f"L{c.n_layer} h{c.n_head} D{c.n_embd} N{c.n_neurons} V{c.vocab_size}"
-        return f"B{self.batch} T{self.time} {sizes} m{c.mlp_internal_dim_multiplier} seed={self.seed} scale={self.scale}"
+        rest = [f"dropout={c.dropout}"] * (c.dropout != DROPOUT) + [f"weights={self.weights}"] * (self.weights != "normal")
+        words = [f"B{self.batch} T{self.time} {sizes} m{c.mlp_internal_dim_multiplier} seed={self.seed} scale={self.scale}"]
+        return " ".join(words + rest)
+
+    @classmethod
+    def parse(cls, text: str) -> Case:
+        """The case that a failure printed.
+
+        >>> str(Case.parse("B1 T2 L2 h2 D4 m4 V7 seed=7 scale=0.3"))
+        'B1 T2 L2 h2 D4 N8 V7 m4 seed=7 scale=0.3'
+        """
+        sizes, rest = {}, {}
+        for word in text.split():
+            match = re.fullmatch(r"([BTLhDNVm])(\d+)|(seed|scale|dropout|weights)=(\S+)", word)
+            if match is None:
+                raise ValueError(f"{word!r} is no part of a case: give one such as {cls(CONFIGS['plain'])}")
+            if match[1]:
+                sizes[match[1]] = int(match[2])
+            else:
+                rest[match[3]] = match[4]
+        if missing := [size for size in SIZES if size not in sizes]:
+            raise ValueError(f"the case {text!r} lacks {', '.join(missing)}: give one such as {cls(CONFIGS['plain'])}")
+        numbers = {name: sizes[size] for size, name in SIZES.items()}
+        config = BDHConfig(**numbers, dropout=float(rest.get("dropout", DROPOUT)))
+        if sizes.get("N", config.n_neurons) != config.n_neurons:
+            raise ValueError(f"N{sizes['N']} in a case whose other sizes make it N{config.n_neurons}: leave N out")
+        kind = rest.get("weights", "normal")
+        if kind not in WEIGHTS:
+            raise ValueError(f"weights={kind} in a case: choose from {', '.join(WEIGHTS)}")
+        batch, time = sizes.get("B", cls.batch), sizes.get("T", cls.time)
+        return cls(config, batch, time, int(rest.get("seed", 0)), float(rest.get("scale", 1.0)), weights=kind)
 
     @cached_property
     def params(self) -> Params:
         """Float64 weights."""
         weights = cast(init(self.config, np.random.default_rng(self.seed)), np.float64)
-        return Params(*(weight * self.scale for weight in weights))
+        scaled = Params(*(weight * self.scale for weight in weights))
+        return SHAPERS[self.weights](scaled, self._rng)
 
     @cached_property
     def tokens(self) -> Array:
@@ -53,6 +91,37 @@ class Case:
         return np.random.default_rng([self.seed, self.batch, self.time])
 
 
+def mixed(params: Params, rng: np.random.Generator) -> Params:
+    """Weights of which every tensor, and every row in it, has a size of its own, over two orders of magnitude."""
+
+    def resized(weight: Array) -> Array:
+        return weight * 10 ** rng.uniform(-0.5, 0.5) * 10 ** rng.uniform(-0.5, 0.5, (*weight.shape[:-1], 1))
+
+    return Params(*(resized(weight) for weight in params))
+
+
+def ties(params: Params, rng: np.random.Generator) -> Params:
+    """A head whose columns each pick one feature, so that logits tie exactly, whatever the order of summation."""
+    D, V = params.lm_head.shape
+    head = np.zeros((D, V))
+    head[rng.integers(0, min(D, 3), V), np.arange(V)] = INIT_STD * 50
+    return params._replace(lm_head=head)
+
+
+def dead(params: Params, _: np.random.Generator) -> Params:
+    """Neurons without weights, one of each kind in every head: their relus read exact zeros, where the slope is 0 (R15)."""
+    encoder, encoder_v = params.encoder.copy(), params.encoder_v.copy()
+    encoder[:, :, 0] = encoder_v[:, :, 1] = 0
+    return params._replace(encoder=encoder, encoder_v=encoder_v)
+
+
+SHAPERS: dict[str, Callable[[Params, np.random.Generator], Params]] = {
+    "normal": lambda params, _: params,
+    "mixed": mixed,
+    "ties": ties,
+    "dead": dead,
+}
+
 # Each of these sizes shows bugs that others hide: one head, heads that do not divide, D == V, N == D, odd multipliers.
 CONFIGS = {
     "plain": BDHConfig(n_layer=2, n_embd=8, n_head=2, mlp_internal_dim_multiplier=4, vocab_size=11),
@@ -62,6 +131,49 @@ CONFIGS = {
     "square_encoder": BDHConfig(n_layer=2, n_embd=8, n_head=4, mlp_internal_dim_multiplier=4, vocab_size=300),
     "one_layer": BDHConfig(n_layer=1, n_embd=10, n_head=2, mlp_internal_dim_multiplier=6, vocab_size=7),
 }
+
+# The shapes (config, B, T) of generated cases, small ones first. JAX compiles each once; values are drawn freely.
+POOL = (
+    (CONFIGS["plain"], 1, 1),
+    (CONFIGS["one_layer"], 1, 3),
+    (CONFIGS["one_head"], 1, 6),
+    (CONFIGS["plain"], 2, 6),
+    (CONFIGS["three_heads"], 2, 5),
+    (CONFIGS["square_head"], 2, 4),
+    (CONFIGS["square_encoder"], 3, 4),
+)
+
+# What a run must have met, or the bugs that hide behind it are not excluded.
+COVERAGE: dict[str, Callable[[Case], bool]] = {
+    "nh = 1": lambda case: case.config.n_head == 1,
+    "nh = 3": lambda case: case.config.n_head == 3,
+    "L = 1": lambda case: case.config.n_layer == 1,
+    "B = 1": lambda case: case.batch == 1,
+    "T = 1": lambda case: case.time == 1,
+    "V > 256": lambda case: case.config.vocab_size > 256,
+    "V = D": lambda case: case.config.vocab_size == case.config.n_embd,
+    "V != D": lambda case: case.config.vocab_size != case.config.n_embd,
+    "N = D": lambda case: case.config.n_neurons == case.config.n_embd,
+    "odd multiplier": lambda case: case.config.mlp_internal_dim_multiplier % 2 == 1,
+    "weights at std 0.02": lambda case: case.scale == 1 and case.weights == "normal",
+    "weights of order one": lambda case: case.scale * INIT_STD >= 0.4 and case.weights == "normal",
+    "mixed scales": lambda case: case.weights == "mixed",
+    "ids 0 and V-1": lambda case: {0, case.config.vocab_size - 1} <= set(case.tokens.flat),
+}
+
+
+@st.composite
+def pooled(
+    draw: st.DrawFn,
+    shapes: tuple[tuple[BDHConfig, int, int], ...] = POOL,
+    *,
+    min_time: int = 1,
+    kinds: tuple[tuple[float, str], ...] = ((1.0, "normal"),),
+) -> Case:
+    """A case of one of the shapes; ``kinds`` are pairs of scale and weights."""
+    config, batch, time = draw(st.sampled_from([shape for shape in shapes if shape[2] >= min_time]))
+    scale, weights = draw(st.sampled_from(kinds))
+    return Case(config, batch, time, draw(st.integers(0, 2**16)), scale, weights=weights)
 
 
 @st.composite

@@ -1,0 +1,248 @@
+"""bdh-conform: is this port right? The answer on stdout, talk on stderr; exit 0 passed, 1 disagreement, 2 misuse."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+import bdh_spec
+from bdh_conformance import known, report
+from bdh_conformance.cases import Case
+from bdh_conformance.channels import ALL, CHANNELS
+from bdh_conformance.levels import badge, markdown
+from bdh_conformance.outcomes import BAD
+from bdh_conformance.plan import TIERS, Check, plan
+from bdh_conformance.runner import Run
+from bdh_conformance.vectors_cli import vectors
+from bdh_spec import Backend, BDHError
+from bdh_spec.files import whole_file
+
+DISAGREEMENT, MISUSE, INTERRUPTED = 1, 2, 130
+
+HELP = f"""Check a port of BDH against the specification.
+
+PORT is a registered one, such as torch, mlx, jax or numpy, or any class by its path, such as mypkg.port:MyBackend.
+
+\b
+  bdh-conform torch
+  bdh-conform mlx --device cpu --dtype float32,bfloat16
+  bdh-conform mypkg.port:MyBackend --tier smoke --html report.html
+  bdh-conform vectors export DIR
+
+Channels: {", ".join(CHANNELS)}.
+"""
+
+
+def words(_: click.Context, parameter: click.Parameter, text: str | None) -> tuple[str, ...]:
+    """A list separated by commas, of names that exist."""
+    known_names = {"dtypes": ALL, "channels": tuple(CHANNELS)}[str(parameter.name)]
+    found = tuple(word.strip() for word in text.split(",")) if text else ()
+    if unknown := [word for word in found if word not in known_names]:
+        raise click.UsageError(f"{unknown[0]!r} is none of {', '.join(known_names)}")
+    return found
+
+
+def parsed(_: click.Context, __: click.Parameter, text: str | None) -> Case | None:
+    """A case as a failure printed it."""
+    try:
+        return Case.parse(text) if text else None
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+
+
+OUTPUT = click.Path(path_type=Path, dir_okay=False)
+INPUT = click.Path(path_type=Path, dir_okay=False, exists=True)
+
+
+@click.command(help=HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.argument("port")
+@click.option("--tier", type=click.Choice(tuple(TIERS)), default="standard", show_default=True, help="How much to look at.")
+@click.option("--device", help="Such as cpu, cuda, mps, gpu.  [default: the port's best]")
+@click.option("--dtype", "dtypes", callback=words, metavar="LIST", help="Dtypes to check.  [default: all claimed]")
+@click.option("--channel", "channels", callback=words, metavar="LIST", help="Channels to check.  [default: all]")
+@click.option("--case", callback=parsed, metavar="CASE", help="One case only, as a failure printed it.")
+@click.option("--seed", type=int, help="Draw other generated cases.  [default: the same every time; a new one for deep]")
+@click.option("--known", "known_file", type=INPUT, help="Known failures, a TOML file; one that passes is an error.")
+@click.option("--baseline", type=INPUT, help="An earlier --json, to compare with.")
+@click.option("--json", "json_file", type=OUTPUT, help="Write everything that was found.")
+@click.option("--junit", "junit_file", type=OUTPUT, help="Write it for a CI system.")
+@click.option("--html", "html_file", type=OUTPUT, help="Write a page to look at.")
+@click.option(
+    "--badge", "badge_file", type=OUTPUT, help="Write a badge endpoint (.json) or a Markdown table (.md) of the levels."
+)
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing on stderr but errors.")
+def command(
+    port: str,
+    tier: str,
+    device: str | None,
+    dtypes: tuple[str, ...],
+    channels: tuple[str, ...],
+    case: Case | None,
+    seed: int | None,
+    known_file: Path | None,
+    baseline: Path | None,
+    quiet: bool,
+    **outputs: Path | None,
+) -> int:
+    """Run the checks, answer, write files; the exit status is returned."""
+    excused, before = read_inputs(known_file, baseline)
+    backend = find_port(port)
+    if device is not None and device.split(":")[0] not in backend.devices():
+        raise click.UsageError(f"{port} has no device {device!r} here: choose from {', '.join(backend.devices())}")
+    if seed is None and tier == "deep" and case is None:
+        seed = int.from_bytes(os.urandom(4))
+    run = Run(backend, device, seed, port)
+    checks = plan(TIERS[tier], backend.capabilities, dtypes=dtypes, channels=channels, case=case)
+    start = time.perf_counter()
+    perform(run, checks, quiet)
+    complaints = known.excuse(run.results, excused)
+    whole = not (dtypes or channels or case)
+    found = report.document(run, tier, complaints, time.perf_counter() - start, whole=whole)
+    changes = report.compare_with(found, before) if before else []
+    answer(found, changes)
+    write(found, changes, str(baseline or ""), outputs)
+    return 0 if found["passed"] else DISAGREEMENT
+
+
+def read_inputs(known_file: Path | None, baseline: Path | None) -> tuple[list[known.Known], dict[str, Any] | None]:
+    """The files that a run is judged with, before anything runs."""
+    try:
+        excused = known.read(known_file) if known_file else []
+    except known.KnownError as error:
+        raise click.UsageError(str(error)) from None
+    if baseline is None:
+        return excused, None
+    try:
+        before: dict[str, Any] = json.loads(baseline.read_text())
+    except (OSError, ValueError) as error:
+        raise click.UsageError(f"{baseline} is no report in JSON ({error}): give a file that --json wrote") from None
+    if not isinstance(before, dict) or before.get("schema") != report.SCHEMA:
+        raise click.UsageError(f"{baseline} is no report of this suite: give a file that --json wrote")
+    return excused, before
+
+
+def find_port(name: str) -> Backend:
+    """A registered port by its name, or any class by its path."""
+    if ":" not in name:
+        return bdh_spec.get_backend(name)
+    module, _, attribute = name.partition(":")
+    sys.path.insert(0, "")  # as python -m does: a port under development is not installed
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise click.UsageError(f"{module} cannot be imported ({error}): give package.module:Class") from None
+    except AttributeError:
+        raise click.UsageError(f"{module} has no {attribute}: give package.module:Class") from None
+    backend = found() if callable(found) else found
+    if not isinstance(backend, Backend):
+        raise click.UsageError(f"{name} is no bdh_spec.Backend: see PORTING.md for what a port is")
+    return backend
+
+
+def perform(run: Run, checks: list[Check], quiet: bool) -> None:
+    """Run the checks, showing on stderr which one is under way."""
+    console = Console(stderr=True, quiet=quiet, highlight=False)
+    if run.seed is not None:
+        console.print(f"generated cases of seed {run.seed}", style="dim")
+    columns = (TextColumn("{task.description:<32}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=quiet or not sys.stderr.isatty()) as progress:
+        task = progress.add_task("", total=len(checks))
+        for check in checks:
+            progress.update(task, description=f"{check.channel.name} {check.dtype}")
+            with devoid_of_talk():
+                result = run.run(check)
+            if result.status in BAD and result.worst:
+                console.print(f"{result.id} {result.status} after {result.cases} cases", style="red")
+            progress.advance(task)
+
+
+@contextlib.contextmanager
+def devoid_of_talk() -> Iterator[None]:
+    """What a port prints goes to stderr: stdout is for the answer."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
+def answer(found: dict[str, Any], changes: list[dict[str, Any]]) -> None:
+    """Failures with their explanation, then the levels, then the verdict."""
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120)
+    for check in found["checks"]:
+        if check["status"] in BAD:
+            print(f"{check['worst']['message']}\n")
+    console.print(table(found))
+    for change in changes:
+        nearer = (
+            f"{change['times']:.1f} times nearer to its limit, {change['now']:.2g} of it" if change["times"] else change["now"]
+        )
+        print(f"since the baseline: {change['id']} {change['stage']} {nearer}".replace("  ", " "))
+    for complaint in found["complaints"]:
+        print(complaint)
+    counts = ", ".join(f"{count} {status}" for status, count in found["totals"].items() if count)
+    print(f"{found['port']} {'passes' if found['passed'] else 'fails'}: {counts}, in {found['seconds']} s")
+
+
+def table(found: dict[str, Any]) -> Table:
+    """Levels in rows: checks, cases, and the worst error over allowed."""
+    made = Table("level", "standing", "checks", "cases", "worst error / allowed", "at", title=None)
+    for level, standing in found["levels"].items():
+        checks = [check for check in found["checks"] if check["level"] == level and check["cases"]]
+        told = [check for check in checks if check["worst"]["ratio"] is not None]
+        worst = max(told, key=lambda check: check["worst"]["ratio"], default=None)
+        ratio, place = (
+            (f"{worst['worst']['ratio']:.2g}", f"{worst['channel']} {worst['worst']['stage']}") if worst else ("", "")
+        )
+        made.add_row(level, standing, str(len(checks) or ""), str(sum(check["cases"] for check in checks) or ""), ratio, place)
+    return made
+
+
+def write(found: dict[str, Any], changes: list[dict[str, Any]], baseline: str, outputs: dict[str, Path | None]) -> None:
+    """The files that were asked for, each whole or not at all."""
+    about = f"{found['tier']} tier, {found['versions']['port']}, suite {found['versions']['suite']}"
+    make = {
+        "json_file": lambda: json.dumps(found, indent=1) + "\n",
+        "junit_file": lambda: report.junit(found),
+        "html_file": lambda: report.page(found, changes, baseline),
+    }
+    for name, path in outputs.items():
+        if path is None:
+            continue
+        if name == "badge_file" and path.suffix == ".md":
+            text = markdown(found["port"], found["levels"], about)
+        elif name == "badge_file":
+            text = json.dumps(badge(found["port"], found["levels"], found["passed"])) + "\n"
+        else:
+            text = make[name]()
+        with whole_file(path) as part:
+            part.write_text(text, encoding="utf-8")
+
+
+def main() -> None:
+    """The console script."""
+    arguments = sys.argv[1:]
+    try:
+        if arguments[:1] == ["vectors"]:
+            vectors.main(arguments[1:], prog_name="bdh-conform vectors", standalone_mode=False)
+            sys.exit(0)
+        sys.exit(command.main(arguments, standalone_mode=False))
+    except (click.ClickException, BDHError, OSError) as error:
+        complain(error.format_message() if isinstance(error, click.ClickException) else str(error))
+        sys.exit(MISUSE)
+    except (KeyboardInterrupt, click.Abort):
+        complain("interrupted")
+        sys.exit(INTERRUPTED)
+
+
+def complain(sentence: str) -> None:
+    print(f"bdh-conform: {sentence}", file=sys.stderr)

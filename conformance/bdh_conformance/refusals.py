@@ -1,0 +1,130 @@
+"""Bad input gets one error with one sentence, the same from every port, before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import copy
+
+import numpy as np
+
+from bdh_conformance.agreement import Comparison
+from bdh_conformance.cases import Case
+from bdh_conformance.reference import Specification
+from bdh_spec import Backend, BDHError, Model, Params, RecurrentState
+from bdh_spec.model import IGNORE, init_state
+from bdh_spec.numpy_backend import NumpyBackend
+from bdh_spec.params import Array
+from bdh_spec.protocol import VERBS
+
+NOTHING = "nothing was refused"
+
+
+def with_one(array: Array, value: int) -> Array:
+    """A copy whose last value is another."""
+    changed = array.copy()
+    changed.flat[-1] = value
+    return changed
+
+
+def advance_donated_twice(model: Model, case: Case) -> None:
+    state = model.init_state(case.batch)
+    model.advance(state, case.tokens, donate=True)
+    model.advance(state, case.tokens)
+
+
+def misfit(case: Case) -> RecurrentState:
+    """A state with one layer too many."""
+    state = init_state(case.batch, case.config)
+    return RecurrentState(0, (*state.layers, state.layers[0]))
+
+
+def narrower(case: Case) -> RecurrentState:
+    """A state with half of the neurons, as a model of another width exports it."""
+    state = init_state(case.batch, case.config)
+    return RecurrentState(0, tuple(memory[:, :, : case.config.n_neurons // 2] for memory in state.layers))
+
+
+def another(model: Model) -> Model:
+    """A second model of the same kind, whose states are none of the first one's."""
+    return copy(model)
+
+
+MISTAKES: dict[str, dict[str, Callable[[Model, Case], object]]] = {
+    "forward": {
+        "id_too_large": lambda m, c: m.forward(with_one(c.tokens, c.config.vocab_size)),
+        "id_negative": lambda m, c: m.forward(with_one(c.tokens, -1)),
+        "no_tokens": lambda m, c: m.forward(c.tokens[:, :0]),
+        "floats": lambda m, c: m.forward(c.tokens * 1.0),
+        "booleans": lambda m, c: m.forward(c.tokens > 0),
+        "one_axis": lambda m, c: m.forward(c.tokens[0]),
+        "ragged": lambda m, c: m.forward([[0, 1], [0]]),
+    },
+    "advance": {
+        "id_too_large_in_decode": lambda m, c: m.advance(m.init_state(c.batch), with_one(c.tokens, c.config.vocab_size)),
+        "no_tokens_in_decode": lambda m, c: m.advance(m.init_state(c.batch), c.tokens[:, :0]),
+        "empty_prompt": lambda m, c: m.generate("", 1),
+        "state_of_another_batch": lambda m, c: m.advance(m.init_state(c.batch + 1), c.tokens),
+        "state_of_no_texts": lambda m, c: m.init_state(0),
+        "state_of_another_model": lambda m, c: m.advance(another(m).init_state(c.batch), c.tokens),
+        "state_given_away": advance_donated_twice,
+        "temperature_of_nan": lambda m, c: m.generate(c.tokens, 1, temperature=float("nan")),
+        "negative_temperature": lambda m, c: m.generate(c.tokens, 1, temperature=-1.0),
+        "negative_top_k": lambda m, c: m.generate(c.tokens, 1, top_k=-1),
+        "negative_length": lambda m, c: m.generate(c.tokens, -1),
+        "negative_seed": lambda m, c: m.generate(c.tokens, 1, seed=-1),
+    },
+    "loss": {
+        "target_too_large": lambda m, c: m.loss(c.tokens, with_one(c.targets, c.config.vocab_size)),
+        "no_target_counts": lambda m, c: m.loss(c.tokens, np.full_like(c.targets, IGNORE)),
+    },
+    "gradients": {
+        "targets_of_another_shape": lambda m, c: m.gradients(c.tokens, np.concatenate([c.targets, c.targets])),
+    },
+    "state": {
+        "exported_state_with_a_layer_more": lambda m, c: m.import_state(misfit(c)),
+        "exported_state_of_other_sizes": lambda m, c: m.import_state(narrower(c)),
+        "position_past_the_end": lambda m, c: m.import_state(RecurrentState(2**63, init_state(c.batch, c.config).layers)),
+    },
+}  # by the verb that a port must claim for it
+LOADING: dict[str, Callable[[Backend, Case], object]] = {
+    "transposed_head": lambda b, c: b.load(c.params._replace(lm_head=c.params.lm_head[:, :-1]), c.config),
+    "whole_numbers_as_weights": lambda b, c: b.load(Params(*(w.astype(np.int64) for w in c.params)), c.config),
+    "no_such_dtype": lambda b, c: b.load(c.params, c.config, dtype="int8"),
+    "no_such_device": lambda b, c: b.load(c.params, c.config, device="abacus"),
+    "no_such_phase": lambda b, c: b.load(c.params, c.config, phase="half"),  # type: ignore[arg-type]  # that is the mistake
+}
+
+
+def observe(model: Model, case: Case, backend: Backend | None) -> dict[str, Array]:
+    """The error and its sentence for each mistake that a port's verbs allow to make."""
+    claimed = backend.capabilities.verbs if backend else VERBS
+    makers = {name: make for verb in claimed for name, make in MISTAKES.get(verb, {}).items()}
+    seen = {name: refusal(lambda: make(model, case)) for name, make in makers.items()}  # noqa: B023  called at once
+    if backend is not None:
+        seen |= {name: refusal(lambda: make(backend, case)) for name, make in LOADING.items()}  # noqa: B023
+    return seen
+
+
+def refusal(make: Callable[[], object]) -> Array:
+    """What was raised, as text."""
+    try:
+        make()
+    except BDHError as error:
+        return np.array(f"{type(error).__name__}: {error}")
+    except Exception as error:  # noqa: BLE001  whatever a port raises instead is the finding
+        return np.array(f"{type(error).__name__} (no BDHError): {error}")
+    return np.array(NOTHING)
+
+
+def judge(observed: dict[str, Array], case: Case) -> list[Comparison]:
+    """Sentence against sentence; where they name the port and what it has, error against error."""
+    wanted = observe(Specification(case.params, case.config), case, NumpyBackend())
+    return [held_against(name, str(said), str(wanted[name])) for name, said in observed.items()]
+
+
+def held_against(name: str, said: str, wanted: str) -> Comparison:
+    if name.startswith("no_such"):
+        said, wanted = (text.split(":")[0] for text in (said, wanted))
+    if said == wanted:
+        return Comparison(name, 0.0, 0.0)
+    return Comparison(name, float("inf"), 0.0, f"it says {said!r}, wanted {wanted!r}")

@@ -1,0 +1,1 @@
+"""The checks as pytest tests: see bdh_conformance.plugin."""

@@ -1,0 +1,88 @@
+"""Ports made of the specification's own source with lines of it changed: mistakes to be caught, and legal rewritings.
+
+A variant is a private copy of ``bdh_spec``: nothing that is imported elsewhere changes. Types that cross the border stay the
+real ones, so that errors, states and ``isinstance`` mean the same on both sides.
+"""
+
+from __future__ import annotations
+
+import builtins
+from functools import cache
+from pathlib import Path
+from types import CodeType, ModuleType, SimpleNamespace
+from typing import Any, NamedTuple
+
+import bdh_spec
+from bdh_spec import Backend, model, optimizer, protocol
+
+# The modules that a copy consists of, each after those it imports. Errors, configuration and weights are shared.
+MODULES = ("rope", "model", "gradients", "sampling", "optimizer", "checks", "protocol", "numpy_backend")
+
+# Types that carry nothing but data are replaced by the real ones; the protocol's classes become subclasses of the real ones.
+DATA = {"model": (model.RecurrentState,), "optimizer": (optimizer.AdamW,), "protocol": (protocol.Capabilities,)}
+CLASSES = {"protocol": (protocol.State, protocol.Model, protocol.Backend)}
+
+
+class Change(NamedTuple):
+    """One place in one source file of bdh_spec, and what stands there instead."""
+
+    module: str
+    before: str
+    after: str
+
+
+@cache
+def variant(name: str, changes: tuple[Change, ...]) -> Backend:
+    """A NumPy port of the specification so changed.
+
+    >>> variant("theta", (Change("rope", "THETA = 2.0**16", "THETA = 10000.0"),)).version()
+    'numpy with theta'
+    """
+    copies: dict[str, Any] = {}
+    for module in MODULES:
+        copies[f"bdh_spec.{module}"] = load(module, tuple(c for c in changes if c.module == module), copies)
+    backend: type[Backend] = copies["bdh_spec.numpy_backend"].NumpyBackend
+    return type(name, (backend,), {"name": name, "version": lambda self: f"numpy with {name}"})()
+
+
+def load(module: str, changes: tuple[Change, ...], copies: dict[str, Any]) -> ModuleType:
+    """A private copy of a module, whose imports find the ``copies`` made before it."""
+    # The real name, because dataclasses look their module up by it.
+    copy = ModuleType(f"bdh_spec.{module}")
+    vars(copy)["__builtins__"] = vars(builtins) | {"__import__": finder(copies)}
+    exec(compiled(module, changes), vars(copy))
+    for real in DATA.get(module, ()):
+        setattr(copy, real.__name__, real)
+    for real in CLASSES.get(module, ()):
+        changed = getattr(copy, real.__name__)
+        setattr(copy, real.__name__, type(changed)(real.__name__, (changed, real), {}))
+    return copy
+
+
+def finder(copies: dict[str, Any]) -> Any:
+    """An ``__import__`` that prefers the copies."""
+
+    def find(name: str, *args: Any) -> Any:
+        if name == "bdh_spec":
+            own = {full.removeprefix("bdh_spec."): copy for full, copy in copies.items()}
+            return SimpleNamespace(**(vars(bdh_spec) | own))
+        return copies[name] if name in copies else builtins.__import__(name, *args)
+
+    return find
+
+
+@cache
+def compiled(module: str, changes: tuple[Change, ...]) -> CodeType:
+    """The code of a module with its changes made."""
+    text = source(module)
+    for change in changes:
+        if (found := text.count(change.before)) != 1:
+            raise ValueError(f"{change.before!r} stands {found} times in bdh_spec/{module}.py: a change names one place")
+        text = text.replace(change.before, change.after)
+    return compile(text, f"bdh_spec/{module}.py, changed", "exec")
+
+
+@cache
+def source(module: str) -> str:
+    """The text of one of the specification's files."""
+    return (Path(bdh_spec.__file__).parent / f"{module}.py").read_text()

@@ -1,0 +1,199 @@
+"""The suite as it judges: honest ports pass, mistakes fail where they should, and a failure explains itself."""
+
+import dataclasses
+from collections import Counter
+from functools import cache
+
+import numpy as np
+import pytest
+
+import bdh_spec
+from bdh_conformance import dropout, kinks
+from bdh_conformance.cases import CONFIGS, COVERAGE, POOL, Case
+from bdh_conformance.channels import load
+from bdh_conformance.hostile import HOSTILE
+from bdh_conformance.mistakes import MISTAKES
+from bdh_conformance.outcomes import BAD, Result
+from bdh_conformance.plan import TIERS, Tier, plan
+from bdh_conformance.reference import Specification
+from bdh_conformance.runner import Run
+from bdh_spec import Backend
+
+SHORT = Tier("short", 4, 2, "a cut-down standard")
+
+# One mistake, and the channel that is made to see it.
+PLANTED = {
+    "variance_unbiased": "logits",
+    "frequencies_not_paired": "traces",
+    "loss_mean_of_means": "loss",
+    "gradient_values_of_one_head": "gradients",
+    "imported_position_lost": "states",
+    "chunk_blind": "decode",
+    "dropout_missing": "dropout",
+    "dropout_in_evaluation": "dropout",
+    "adam_decay_missing": "training",
+    "ties_dropped": "sampling",
+    "greedy_highest_id": "sampling",
+    "sum_in_random_order": "determinism",
+    "phases_not_wrapped": "phases",
+    "state_layers_unchecked": "refusals",
+}
+
+
+def results(backend: Backend, tier: Tier, *, explains: bool = False, **what: tuple[str, ...]) -> Run:
+    run = Run(backend, explains=explains)
+    for check in plan(tier, backend.capabilities, **what):
+        run.run(check)
+    return run
+
+
+@cache
+def specification(tier: str) -> Run:
+    return results(bdh_spec.get_backend("numpy"), {"short": SHORT, **TIERS}[tier])
+
+
+@pytest.mark.parametrize("tier", ["smoke", "short"])
+def test_the_specification_passes_its_own_suite(tier: str) -> None:
+    run = specification(tier)
+    assert [(r.id, r.worst and r.worst.message) for r in run.results if r.status in BAD] == []
+    assert {r.status for r in run.results} == {"passed", "not claimed"}
+
+
+@pytest.mark.parametrize("tier", ["smoke", "short"])
+def test_every_tier_meets_all_that_hides_bugs(tier: str) -> None:
+    assert [item for item, count in specification(tier).coverage.items() if not count] == []
+
+
+def test_the_pool_of_shapes_covers_the_list() -> None:
+    met = Counter(item for shape in POOL for item, holds in COVERAGE.items() if holds(Case(*shape)))
+    about_weights = {"weights of order one", "mixed scales"}
+    assert set(COVERAGE) - set(met) == about_weights
+
+
+@pytest.mark.parametrize("mistake", PLANTED)
+def test_a_planted_mistake_fails_at_its_channel(mistake: str) -> None:
+    channel = PLANTED[mistake]
+    assert channel in MISTAKES[mistake].channels
+    run = results(MISTAKES[mistake].backend(), SHORT, channels=(channel,), dtypes=("float32",))
+    assert any(result.status in BAD for result in run.results)
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_a_hostile_port_fails(hostile: str) -> None:
+    port, channels = HOSTILE[hostile].backend(), HOSTILE[hostile].channels
+    run = results(port, SHORT, dtypes=("float32",), channels=channels)
+    assert {result.channel for result in run.results if result.status in BAD} == set(channels)
+
+
+def test_a_failure_names_the_stage_the_place_the_mistake_and_the_way_back() -> None:
+    run = results(MISTAKES["variance_unbiased"].backend(), SHORT, explains=True, channels=("logits",), dtypes=("float32",))
+    message = run.results[0].worst.message
+    assert message.startswith("variance_unbiased differs from the specification at logits")
+    assert "(text 0, token 0, feature" in message
+    assert "in its trace, differs from the specification at embed" in message
+    assert "(variance_unbiased)" in message
+    assert "bdh-conform variance_unbiased --channel logits --dtype float32 --case 'B1 T1 L1 h1 D2 " in message
+
+
+def test_a_failure_is_shrunk_and_its_line_fails_again() -> None:
+    run = results(MISTAKES["chunk_blind"].backend(), SHORT, explains=True, channels=("decode",), dtypes=("float32",))
+    case = Case.parse(run.results[0].worst.case)
+    assert (case.time, case.batch, case.config.n_layer) == (2, 1, 1)
+    check = plan(SHORT, run.backend.capabilities, channels=("decode",), dtypes=("float32",), case=case)[0]
+    assert Run(run.backend).run(check).status == "failed"
+
+
+def test_what_a_port_does_not_claim_is_not_passed() -> None:
+    capabilities = bdh_spec.Capabilities(verbs=("forward",), phases=("exact",))
+    checks = plan(TIERS["standard"], capabilities)
+    claimed = {check.channel.name for check in checks if not check.reason}
+    assert claimed == {"logits", "batch", "determinism", "mutation", "properties", "refusals"}
+    assert all(check.dtype == "float32" and check.phase == "exact" for check in checks if not check.reason)
+
+
+class Broken(type(bdh_spec.get_backend("numpy"))):
+    name = "broken"
+
+    def _load(self, params, config, **how):
+        raise RuntimeError("no such kernel")
+
+
+def test_a_port_that_raises_is_an_error_with_its_sentence() -> None:
+    run = results(Broken(), SHORT, explains=True, channels=("logits",), dtypes=("float32",))
+    assert run.results[0].status == "error"
+    assert run.results[0].worst.message.startswith("broken fails in logits: RuntimeError: no such kernel")
+
+
+class Moody(type(bdh_spec.get_backend("numpy"))):
+    """Wrong on the first call of every second model."""
+
+    name = "moody"
+    loaded = 0
+
+    def _load(self, params, config, **how):
+        model = super()._load(params, config, **how)
+        self.loaded += 1
+        if self.loaded == 3:
+            model._forward = lambda tokens: np.zeros((*tokens.shape, config.vocab_size), np.float32)
+        return model
+
+
+def test_a_failure_that_does_not_come_again_is_a_failure() -> None:
+    run = results(Moody(), SHORT, explains=True, channels=("logits",), dtypes=("float32",))
+    assert run.results[0].status == "failed"
+    assert "it does not fail every time" in run.results[0].worst.message
+
+
+@pytest.mark.parametrize("case", [Case(*POOL[4], seed=1, scale=0.3), Case(*POOL[0], weights="mixed"), *dropout.CASES], ids=str)
+def test_a_case_is_what_it_prints(case: Case) -> None:
+    again = Case.parse(str(case))
+    assert again == case
+    assert np.array_equal(again.params.encoder, case.params.encoder)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("B1 T2", "lacks L, h, D, V, m"),
+        ("B1 T2 L2 h2 D4 m4 V7 sed=1", "'sed=1' is no part of a case"),
+        ("B1 T2 L2 h2 D4 N9 m4 V7", "N9 in a case whose other sizes make it N8"),
+        ("B1 T2 L2 h2 D4 m4 V7 weights=odd", "choose from normal"),
+        ("B1 T2 L2 h3 D3 m1 V7", "must be even"),
+    ],
+)
+def test_a_text_that_is_no_case_gets_a_sentence(text: str, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        Case.parse(text)
+
+
+def test_a_case_may_leave_out_what_follows_from_the_rest() -> None:
+    assert Case.parse("B1 T2 L2 h2 D4 m4 V7 seed=7 scale=0.3").config.n_neurons == 8
+
+
+def test_gradient_cases_stand_clear_of_kinks() -> None:
+    case = Case(CONFIGS["plain"], 2, 6, seed=3, scale=20.0)
+    params = case.params._replace(encoder=case.params.encoder.copy())
+    assert kinks.is_clear(case.tokens, params, case.config)
+    x = Specification(params, case.config).trace(case.tokens)["embed"][0, 0]
+    along = x / (x @ x)
+    params.encoder[0, :, 0] -= along * (x @ params.encoder[0, :, 0] - 1e-9)  # the first token is now at a kink
+    assert not kinks.is_clear(case.tokens, params, case.config)
+
+
+def test_dropout_masks_must_come_as_often_as_they_should() -> None:
+    case = dropout.CASES[0]
+    spec = load(bdh_spec.get_backend("numpy"), case, "float64")
+    honest = dropout.observe(spec, case)
+    assert not any(c.complaint for c in dropout.judge(honest, case, "float64", "exact"))
+    repeated = honest | {"losses": np.repeat(honest["losses"][:4], dropout.DRAWS // 4)}
+    assert [c.stage for c in dropout.judge(repeated, case, "float64", "exact") if c.complaint] == ["training.frequencies"]
+
+
+def test_a_result_keeps_its_failure() -> None:
+    run = specification("smoke")
+    passed = run.results[0].worst
+    result = Result("logits", "forward", "float32", "exact")
+    result.add(dataclasses.replace(passed, status="failed", message="wrong"))
+    result.add(passed)
+    assert result.status == "failed"
+    assert result.worst.message == "wrong"

@@ -1,0 +1,206 @@
+"""bdh-conform: answers on stdout, talk on stderr, exit 0, 1 or 2; and the files it writes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from bdh_conformance import cli, known, report
+from bdh_conformance.levels import badge, levels
+from bdh_conformance.outcomes import Result
+
+ROOT = Path(__file__).parents[2]
+FAST = ["--tier", "smoke", "--channel", "logits,traces", "--dtype", "float32"]
+
+
+@pytest.fixture
+def conform(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Run the command line: exit status, stdout, stderr."""
+    monkeypatch.chdir(ROOT)
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["bdh-conform", *map(str, words)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        return int(stopped.value.code or 0), *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory):
+    """A folder with a module of a port that is wrong."""
+    folder = tmp_path_factory.mktemp("planted")
+    source = """
+from bdh_conformance.mistakes import MISTAKES
+
+
+def wrong():
+    return MISTAKES["frequencies_not_paired"].backend()
+"""
+    (folder / "planted_port.py").write_text(source)
+    sys.path.insert(0, str(folder))
+    yield "planted_port:wrong"
+    sys.path.remove(str(folder))
+
+
+def test_a_right_port_passes(conform) -> None:
+    status, out, err = conform("numpy", *FAST)
+    assert status == 0
+    assert "numpy passes: 3 passed" in out
+    assert err == ""
+
+
+def test_a_wrong_port_fails(conform, planted: str) -> None:
+    status, out, err = conform(planted, *FAST)
+    assert status == 1
+    assert "differs from the specification" in out
+    assert f"bdh-conform {planted} --channel traces --dtype float32 --case 'B" in out
+    assert "traces/float32 failed after 1 cases" in err
+
+
+def test_a_case_can_be_pasted_back(conform, planted: str) -> None:
+    case = "B1 T5 L2 h2 D8 m4 V7 seed=7 scale=20"
+    assert conform("numpy", "--case", case)[0] == 0
+    status, out, _ = conform(planted, "--channel", "decode", "--dtype", "float32", "--case", case)
+    assert status == 1
+    assert "--channel decode --dtype float32" in out
+
+
+def test_a_run_that_checked_nothing_fails(conform) -> None:
+    status, out, _ = conform("numpy", "--dtype", "bfloat16")
+    assert status == 1
+    assert "nothing was checked" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["nonesuch"], "no port is named 'nonesuch'"),
+        (["no_such_module:Port"], "no_such_module cannot be imported"),
+        (["json:Port"], "json has no Port"),
+        (["json:JSONDecoder"], "json:JSONDecoder is no bdh_spec.Backend"),
+        (["numpy", "--dtype", "float8"], "'float8' is none of float32"),
+        (["numpy", "--channel", "smell"], "'smell' is none of logits"),
+        (["numpy", "--device", "abacus"], "numpy has no device 'abacus' here"),
+        (["numpy", "--case", "B1"], "the case 'B1' lacks"),
+        (["numpy", "--tier", "endless"], "Invalid value for '--tier': 'endless' is not one of"),
+        (["numpy", "--baseline", "pyproject.toml"], "pyproject.toml is no report in JSON"),
+        (["numpy", "--known", "README.md"], "README.md cannot be read"),
+        ([], "Missing argument 'PORT'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_misuse_gets_one_sentence(conform, words: list[str], sentence: str) -> None:
+    status, out, err = conform(*words)
+    assert status == 2
+    assert out == ""
+    assert err.startswith(f"bdh-conform: {sentence}")
+    assert len(err.splitlines()) == 1
+
+
+def test_every_file_is_written(conform, tmp_path: Path) -> None:
+    paths = {kind: tmp_path / f"report.{kind}" for kind in ("json", "html")}
+    paths |= {"junit": tmp_path / "junit.xml", "badge": tmp_path / "badge.json"}
+    status, _, _ = conform("numpy", *FAST, *(word for kind, path in paths.items() for word in (f"--{kind}", path)))
+    assert status == 0
+    found = json.loads(paths["json"].read_text())
+    assert found["levels"]["traces"] == "earned"
+    assert {check["id"] for check in found["checks"]} == {"logits/float32", "traces/float32", "logits/float32/float32_phases"}
+    suite = ElementTree.parse(paths["junit"]).getroot()
+    assert (suite.get("tests"), suite.get("failures")) == ("3", "0")
+    assert json.loads(paths["badge"].read_text())["message"] == "forward, traces"
+    page = paths["html"].read_text()
+    assert "numpy" in page
+    assert "<script" not in page
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_a_table_of_levels_for_a_readme(conform, tmp_path: Path) -> None:
+    conform("numpy", *FAST, "--badge", tmp_path / "levels.md")
+    assert "| traces | yes |" in (tmp_path / "levels.md").read_text()
+
+
+def test_the_page_shows_what_differs_and_escapes_it(conform, planted: str, tmp_path: Path) -> None:
+    conform(planted, *FAST, "--html", tmp_path / "report.html", "--json", tmp_path / "report.json")
+    page = (tmp_path / "report.html").read_text()
+    assert "fails</span>" in page
+    assert "--case &#39;B" in page
+    found = json.loads((tmp_path / "report.json").read_text())
+    found["checks"][0]["worst"]["message"] = "<b>bold</b>"
+    assert "&lt;b&gt;bold" in report.page(found, [])
+
+
+def test_a_port_three_times_worse_than_before_is_named(conform, tmp_path: Path) -> None:
+    before, after = tmp_path / "before.json", tmp_path / "after.json"
+    conform("numpy", *FAST, "--json", before)
+    told = json.loads(before.read_text())
+    stages = next(check for check in told["checks"] if check["channel"] == "traces")["ratios"]
+    stages["embed"] /= 4
+    before.write_text(json.dumps(told))
+    status, out, _ = conform("numpy", *FAST, "--baseline", before, "--html", after)
+    assert status == 0
+    assert "since the baseline: traces/float32 embed 4.0 times nearer to its limit" in out
+    assert out.count("since the baseline") == 1
+    assert "times nearer to its limit" in after.read_text()
+
+
+def test_known_failures_are_strict(conform, planted: str, tmp_path: Path) -> None:
+    file = tmp_path / "known.toml"
+    entry = '[[known]]\nid = "{}"\nreason = "theta"\nlink = "https://example.org/1"\n'
+    file.write_text("".join(map(entry.format, ("traces/float32", "logits/float32", "logits/float32/float32_phases"))))
+    status, out, _ = conform(planted, *FAST, "--known", file)
+    assert status == 0
+    assert "3 known failure" in out
+    status, out, _ = conform("numpy", *FAST, "--known", file)
+    assert status == 1
+    assert "traces/float32 is known to fail and is passed: remove it from the known failures" in out
+
+
+def test_a_known_failure_that_was_not_run_is_an_error(tmp_path: Path) -> None:
+    complaints = known.excuse([], [known.Known("traces/float8", "a", "b")])
+    assert complaints == ["traces/float8 is known to fail and was not run: correct its id or remove it"]
+
+
+@pytest.mark.parametrize("text", ['[[known]]\nid = "a"\n', '[[known]]\nid = "a"\nreason = ""\nlink = "b"\n', "known = 3 ="])
+def test_a_known_failure_needs_a_reason_and_a_link(text: str, tmp_path: Path) -> None:
+    (tmp_path / "known.toml").write_text(text)
+    with pytest.raises(known.KnownError):
+        known.read(tmp_path / "known.toml")
+
+
+def test_a_level_is_lost_by_one_failure_known_or_not() -> None:
+    def result(status: str) -> Result:
+        return Result("decode", "decode", "float32", "exact", status)
+
+    assert levels([result("passed"), result("not claimed")])["decode"] == "earned"
+    assert levels([result("passed"), result("known failure")])["decode"] == "failed"
+    assert levels([result("not claimed")])["decode"] == "not claimed"
+    assert levels([])["decode"] == "not checked"
+    assert badge("x", levels([result("failed")]), passed=False)["color"] == "red"
+
+
+def test_the_example_adapter_earns_its_first_level(conform) -> None:
+    status, out, _ = conform("examples.minimal_port:MyBackend", "--channel", "logits,batch,mutation,refusals")
+    assert status == 0
+    assert "mine passes: 4 passed" in out
+
+
+def test_the_porting_guide_shows_the_example_adapter_and_it_is_short() -> None:
+    guide = (ROOT / "conformance" / "PORTING.md").read_text()
+    shown = guide.split("```python\n")[1].split("```")[0]
+    assert len(shown.splitlines()) <= 30
+    source = (ROOT / "examples" / "minimal_port.py").read_text()
+    assert shown.split("\n\n\n", 1)[1] in source
+
+
+def test_the_suite_runs_inside_pytest() -> None:
+    plugin = ["-p", "bdh_conformance.plugin", "--pyargs", "bdh_conformance.suite", "-p", "no:cacheprovider"]
+    words = ["--bdh-backend", "examples.minimal_port:MyBackend", "--bdh-tier", "smoke", "-q", "-rs"]
+    done = subprocess.run([sys.executable, "-m", "pytest", *plugin, *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert "not claimed: the port does not claim the verb trace" in done.stdout
+    assert "4 passed" in done.stdout
