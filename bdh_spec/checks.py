@@ -17,7 +17,7 @@ def check_tokens(tokens: Any, config: BDHConfig) -> Array:
     """Tokens as an int64 array (B, T) with every id inside the vocabulary."""
     ids = _whole_numbers(tokens, "tokens")
     _demand_range(ids, (ids < 0) | (ids >= config.vocab_size), "token", config)
-    return np.ascontiguousarray(ids, np.int64)
+    return np.array(ids, np.int64, order="C")  # a copy: frameworks refuse negative strides, even of an axis of one
 
 
 def check_targets(targets: Any, tokens: Array, config: BDHConfig) -> Array:
@@ -28,7 +28,7 @@ def check_targets(targets: Any, tokens: Array, config: BDHConfig) -> Array:
     _demand_range(ids, ((ids < 0) & (ids != IGNORE)) | (ids >= config.vocab_size), "target", config)
     if (ids == IGNORE).all():
         raise TokensError(f"every target is {IGNORE}, which is ignored: a mean over nothing has no value")
-    return np.ascontiguousarray(ids, np.int64)
+    return np.array(ids, np.int64, order="C")  # a copy: frameworks refuse negative strides, even of an axis of one
 
 
 def check_recurrent_state(state: RecurrentState, config: BDHConfig) -> RecurrentState:

@@ -75,11 +75,6 @@ def compare(stage: str, actual: Array | None, expected: Expectation) -> Comparis
     return max(by_row, by_slope, key=lambda c: c.ratio)
 
 
-def disagreement(actual: Array | None, expected: Expectation) -> str:
-    """What is wrong with an array, or an empty string."""
-    return compare("", actual, expected).complaint
-
-
 def malformed(actual: Any, reference: Array) -> str:
     """What is wrong with an answer before its values are looked at: a port may answer anything."""
     if actual is None:

@@ -45,10 +45,10 @@ class SpoiledModel(NumpyModel):
 
 
 class WritesIntoTokens(NumpyModel):
-    """Pads the caller's tokens away."""
+    """Pads the caller's tokens away, in a verb of its own: those of the base class hand on a copy."""
 
-    def _forward(self, tokens: Array) -> Array:
-        logits = super()._forward(tokens)
+    def forward(self, tokens: Any) -> Array:
+        logits = super().forward(tokens)
         tokens[:, -1] = 0
         return logits
 

@@ -835,7 +835,6 @@ D_LOGITS = Place("gradients", "return d_logits / counted.sum().astype(logits.dty
 D_SOFTMAX = Place("gradients", "np.where(counted[..., None], np.exp(log_softmax(logits)), 0)", ("gradients",))
 D_TARGET = Place("gradients", "targets[counted])] -= 1", ("gradients",))
 D_ALL = Place("gradients", "return loss(logits, targets), d", ("gradients",))
-D_COUNTED = Place("gradients", "    counted = targets != IGNORE", ("mutation",))
 R15 = [
     D_NORM(
         "gradient_norm_mean",
@@ -931,11 +930,6 @@ R15 = [
         "return loss(logits, targets), Params(*(g / max(1, float(np.linalg.norm(np.concatenate([h.ravel() for h "
         "in d])))) for g in d))",
         "gradients come back clipped",
-    ),
-    D_COUNTED(
-        "gradient_ignored_overwritten",
-        "    counted = targets != IGNORE; targets[~counted] = 0",
-        "ignored targets are overwritten in the caller's array",
     ),
 ]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from bdh_spec.config import BDHConfig
 from bdh_spec.numpy_backend import NumpyBackend, NumpyModel
 from bdh_spec.params import Params
-from bdh_spec.protocol import Model
 from bdh_spec.rope import Phase
 
 
@@ -16,8 +15,3 @@ class Specification(NumpyModel):
         super().__init__(params, config, device="cpu", dtype=params.embed.dtype.name, phase=phase)
         self._params = Params(*(weight.copy() for weight in params))  # cast would have taken the noise off
         self.backend = NumpyBackend.name
-
-
-def in_float64(model: Model, params: Params) -> Specification:
-    """The specification with these weights as ``model`` holds them, in float64."""
-    return Specification(Params(*(weight.astype("float64") for weight in params)), model.config, model.phase)

@@ -36,6 +36,7 @@ def document(run: Run, tier: str, complaints: list[str], seconds: float, *, whol
     return {
         "schema": SCHEMA,
         "port": run.backend.name,
+        "name": run.name or run.backend.name,
         "passed": not (counts["failed"] or counts["error"] or found),
         "complaints": found,
         "tier": tier,
@@ -187,4 +188,6 @@ def short(ratio: float | None) -> str:
     """A ratio in few characters."""
     if ratio is None:
         return "wrong"
+    if ratio >= 100:
+        return f"{ratio:.0e}"
     return f"{ratio:.2f}" if ratio >= 0.005 else "0" if ratio == 0 else "<.01"

@@ -35,6 +35,11 @@ def test_two_texts_branch_from_one_state(port: str, loaded: Load) -> None:
         assert_agrees(port, {"logits": reader.advance(state, tail)[0]}, expected)
 
 
+def test_tokens_may_lie_backwards_in_memory(port: str, loaded: Load) -> None:
+    for tokens in (CASE.tokens[:, ::-1], CASE.tokens[:1][::-1], CASE.tokens[::-1]):
+        assert np.array_equal(loaded(CASE).forward(tokens), loaded(CASE).forward(tokens.copy()))
+
+
 def test_a_donated_state_cannot_be_used_again(port: str, loaded: Load) -> None:
     reader = loaded(CASE)
     state = reader.init_state(2)
