@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bdh_conformance.tolerances import FLOAT64
 from bdh_spec.rope import PHASES, Phase
 from bdh_torch import BDH, BDHConfig
 
@@ -38,10 +39,10 @@ def model(phase: Phase = "exact") -> BDH:
 @pytest.mark.parametrize("phase", PHASES)
 @torch.no_grad()
 def test_forward_is_one_graph_and_computes_the_same(phase: Phase) -> None:
-    eager = model(phase).eval()
+    eager = model(phase).double().eval()
     compiled = whole(eager)
     expected, _ = eager(TOKENS)
-    torch.testing.assert_close(compiled(TOKENS)[0], expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(compiled(TOKENS)[0], expected, rtol=FLOAT64, atol=0)
     with torch.compiler.set_stance("fail_on_recompile"):
         compiled(TOKENS.flip(1))
 
@@ -63,9 +64,9 @@ def test_a_training_step_is_one_graph_and_drops() -> None:
 
 
 def test_r15_compiled_gradients_are_those_of_the_eager_form() -> None:
-    eager = model().eval()
+    eager = model().double().eval()
     weights = list(eager.parameters())
     expected = torch.autograd.grad(eager(TOKENS, TOKENS)[1], weights)
     actual = torch.autograd.grad(whole(eager)(TOKENS, TOKENS)[1], weights)
     for mine, theirs in zip(actual, expected, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5 * theirs.abs().max().item())
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=FLOAT64 * theirs.abs().max().item())

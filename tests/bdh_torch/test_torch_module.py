@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import bdh_spec
 from bdh_conformance.cases import CONFIGS, Case
+from bdh_conformance.tolerances import FLOAT64
 from bdh_spec import ParamsError, SamplingError, TokensError
 from bdh_torch import BDH, BDHConfig
 
@@ -52,11 +53,11 @@ def test_a_state_dict_loads_strictly_into_the_original_and_back(plain: type[nn.M
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_the_original_computes_the_same(plain: type[nn.Module], config: BDHConfig) -> None:
     case = Case(config, time=9)
-    ours, original = BDH(config).eval(), plain(config).eval()
+    ours, original = BDH(config).double().eval(), plain(config).double().eval()
     original.load_state_dict(ours.state_dict())
     idx, targets = torch.tensor(case.tokens), torch.tensor(case.targets)
     for mine, theirs in zip(ours(idx, targets), original(idx, targets), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(mine, theirs, rtol=FLOAT64, atol=FLOAT64)
 
 
 def test_without_targets_there_is_no_loss(model: BDH) -> None:
