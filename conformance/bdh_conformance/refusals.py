@@ -101,7 +101,7 @@ def observe(model: Model, case: Case, backend: Backend | None) -> dict[str, Arra
     makers = {name: make for verb in claimed for name, make in MISTAKES.get(verb, {}).items()}
     seen = {name: refusal(lambda: make(model, case)) for name, make in makers.items()}  # noqa: B023  called at once
     if backend is not None:
-        seen |= {name: refusal(lambda: make(backend, case)) for name, make in LOADING.items()}  # noqa: B023
+        seen |= {name: refusal(lambda: make(backend, case)) for name, make in LOADING.items()}  # noqa: B023  likewise
     return seen
 
 
