@@ -70,8 +70,9 @@ def test_without_targets_there_is_no_loss(model: BDH) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_r4_a_cast_of_the_model_changes_no_phase(phase: bdh_spec.rope.Phase, dtype: torch.dtype) -> None:
     model = BDH(CONFIG, phase=phase)
-    before = model.attn(10**6, 4, torch.float32)
-    assert torch.equal(model.to(dtype).attn(10**6, 4, torch.float32), before)
+    positions = 10**6 + torch.arange(4)
+    before = model.attn(positions, torch.float32)
+    assert torch.equal(model.to(dtype).attn(positions, torch.float32), before)
 
 
 def test_r4_phases_never_come_from_the_buffer(model: BDH) -> None:

@@ -16,7 +16,8 @@ from bdh_spec.model import Stages
 from bdh_spec.params import Array, Params
 from bdh_spec.protocol import Backend, Capabilities, Model
 from bdh_spec.rope import Phase
-from bdh_torch.model import BDH, State, wide
+from bdh_torch.layer import wide
+from bdh_torch.model import BDH, State
 from bdh_torch.rope import frequencies
 
 NAMES = Params("embed.weight", "encoder", "encoder_v", "decoder", "lm_head")  # of the weights in a state dict

@@ -6,6 +6,7 @@ Axes: B batch, T time, h head (nh of them), N neurons per head, D embedding widt
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,12 +15,13 @@ from torch import Tensor, nn
 
 from bdh_spec import BDHConfig, TokensError
 from bdh_spec.checks import check_tokens
-from bdh_spec.model import EPS, IGNORE
+from bdh_spec.model import IGNORE
 from bdh_spec.params import INIT_STD
 from bdh_spec.rope import Phase
 from bdh_spec.sampling import check_sampling, sample, uniform
-from bdh_torch.attention import Note, attend, unnoted, values, write
-from bdh_torch.rope import Rotary, check_frequencies, rope
+from bdh_torch.attention import Note, attend, unnoted, write
+from bdh_torch.layer import Weights, layer, layer_norm, wide
+from bdh_torch.rope import Rotary, check_frequencies
 
 CHUNK = 256  # tokens read at once on top of a state
 # The longest text that is read at once, without a state: its scores (T, T) cost less than states up to about here, measured on
@@ -34,21 +36,6 @@ class State:
     position: int  # tokens read so far
     layers: tuple[Tensor, ...]  # L of h*B N D, never narrower than float32
     blank: bool = False  # nothing was written yet, so there is nothing to read
-
-
-def layer_norm(x: Tensor) -> Tensor:
-    """Centre and scale over the last axis (R2); PyTorch sums in float32 when x is narrower."""
-    return F.layer_norm(x, x.shape[-1:], eps=EPS)
-
-
-def multiply(a: Tensor, b: Tensor) -> Tensor:
-    """a * b, in the memory of a when no gradient needs it any more."""
-    return a * b if torch.is_grad_enabled() else a.mul_(b)
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of what must not be narrower than float32: states, phases, the loss."""
-    return torch.promote_types(dtype, torch.float32)
 
 
 class BDH(nn.Module):
@@ -75,31 +62,16 @@ class BDH(nn.Module):
         self.register_load_state_dict_pre_hook(_check_frequencies)  # type: ignore[no-untyped-call]  # PyTorch has not typed it
         self.register_load_state_dict_post_hook(_restore_phases)  # type: ignore[no-untyped-call]  # PyTorch has not typed it
 
+    @property
+    def weights(self) -> Weights:
+        """What every layer applies."""
+        return Weights(self.encoder, self.encoder_v, self.decoder)
+
     def reset_parameters(self) -> None:
         """Fresh weights, normal with standard deviation 0.02."""
         for weight in self.parameters():
             nn.init.normal_(weight, std=INIT_STD)
         self.attn.reset(self.encoder.device)
-
-    def layer(self, x: Tensor, rotations: Tensor, memory: Tensor | None = None, note: Note = unnoted) -> tuple[Tensor, Tensor]:
-        """Run one layer on x (B, T, D): the next x, and the rotated neurons that a state is written from.
-
-        ``memory`` is the layer's state before these tokens, absent at the start of a text.
-        """
-        B, T, D = x.shape
-        nh, _, N = self.encoder.shape
-        rows = x.view(1, B * T, D).expand(nh, -1, -1)
-        # bmm throughout: matmul would copy a weight, or the neurons, into a layout that it takes for a better one.
-        x_sparse = note("x_sparse", torch.bmm(rows, self.encoder).relu_())  # h B*T N  R3
-        rotated = note("rotated", rope(x_sparse.view(nh * B, T, N), rotations))  # h*B T N  R4
-        attention = note("attention", attend(rotated, values(x, nh), memory, note))  # h*B T D  R5
-        yKV = note("yKV", layer_norm(attention).to(x.dtype)).view(nh, B * T, D)  # R6
-        y_sparse = note("y_sparse", torch.bmm(yKV, self.encoder_v).relu_())  # h B*T N  R7
-        xy_sparse = note("xy_sparse", self.drop(multiply(y_sparse, x_sparse)))  # h B*T N  R7, R8
-        # The product of merged heads is the sum of the heads' own products.
-        decoded = note("decoded", torch.bmm(xy_sparse, self.decoder.view(nh, N, D)).sum(0).view(B, T, D))  # R9
-        y = note("y", layer_norm(decoded))
-        return note("x", layer_norm(x + y)), rotated  # B T D  R10
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Tokens (B, T) to logits (B, T, V), and their loss if targets are given, already shifted (R12)."""
@@ -115,7 +87,7 @@ class BDH(nn.Module):
         x, rotations = self._start(idx, 0)
         note("embed", x)
         for _ in range(self.config.n_layer):
-            x, _ = self.layer(x, rotations, note=note)
+            x = layer(x, self.weights, rotations, partial(attend, memory=None, note=note), self.drop, note)
         return note("logits", x @ self.lm_head)  # B T V  R11
 
     def init_state(self, batch: int = 1) -> State:
@@ -172,15 +144,21 @@ class BDH(nn.Module):
     def _start(self, idx: Tensor, position: int) -> tuple[Tensor, Tensor]:
         """What the first layer reads (R1), and the rotations that all layers and heads share."""
         x = layer_norm(self.embed(idx))  # B T D
-        return x, self.attn(position, idx.shape[1], wide(self.encoder.dtype))
+        positions = position + torch.arange(idx.shape[1], device=idx.device)
+        return x, self.attn(positions, wide(self.encoder.dtype))
 
     def _advance_chunk(self, state: State, idx: Tensor, *, donate: bool) -> tuple[Tensor, State]:
         x, rotations = self._start(idx, state.position)
-        memories = []
-        for memory in state.layers:
-            after, rotated = self.layer(x, rotations, None if state.blank else memory)
-            memories.append(write(memory, rotated, values(x, self.config.n_head), donate=donate))
-            x = after
+        memories: list[Tensor] = []
+
+        def attend_and_write(rotated: Tensor, v: Tensor) -> Tensor:
+            memory = state.layers[len(memories)]
+            attention = attend(rotated, v, None if state.blank else memory)
+            memories.append(write(memory, rotated, v, donate=donate))
+            return attention
+
+        for _ in state.layers:
+            x = layer(x, self.weights, rotations, attend_and_write, self.drop)
         return x @ self.lm_head, State(state.position + idx.shape[1], tuple(memories))
 
 

@@ -28,8 +28,8 @@ class Rotary(nn.Module):
         self.register_buffer("freqs", frequencies(n_neurons).view(1, 1, 1, -1))
         self.register_buffer("fixed", fixed_point(n_neurons), persistent=False)
 
-    def forward(self, start: int, length: int, dtype: torch.dtype) -> Tensor:
-        return rotation(start, length, self.fixed, dtype, self.phase)
+    def forward(self, positions: Tensor, dtype: torch.dtype) -> Tensor:
+        return rotation(positions, self.fixed, dtype, self.phase)
 
     def reset(self, device: torch.device) -> None:
         """Fill both tables, which are empty in a model that was built on the meta device."""
@@ -65,9 +65,9 @@ def check_frequencies(freqs: Tensor) -> None:
         )
 
 
-def turns(start: int, length: int, fixed: Tensor, dtype: torch.dtype, phase: Phase) -> Tensor:
-    """How far each pair has turned at each position: a fraction of a turn from -1/2 to 1/2, (T, N/2)."""
-    positions = start + torch.arange(length, device=fixed.device)[:, None]  # T 1
+def turns(positions: Tensor, fixed: Tensor, dtype: torch.dtype, phase: Phase) -> Tensor:
+    """How far each pair has turned at each position: a fraction of a turn from -1/2 to 1/2, (..., T) to (..., T, N/2)."""
+    positions = positions[..., None]  # ... T 1
     if phase == "float32":  # what the published models saw; its error grows with the position
         whole = positions.float() * (fixed.float() * 2.0**-64)
         return (whole - whole.round()).to(dtype)
@@ -75,9 +75,9 @@ def turns(start: int, length: int, fixed: Tensor, dtype: torch.dtype, phase: Pha
     return (positions * fixed).to(dtype) * 2.0**-64
 
 
-def rotation(start: int, length: int, fixed: Tensor, dtype: torch.dtype, phase: Phase) -> Tensor:
-    """Cosine and sine of the phases of ``length`` positions from ``start`` on, as pairs (T, N/2, 2)."""
-    angle = 2 * math.pi * turns(start, length, fixed, dtype, phase)  # T N/2
+def rotation(positions: Tensor, fixed: Tensor, dtype: torch.dtype, phase: Phase) -> Tensor:
+    """Cosine and sine of the phases of whole-number positions (..., T), as pairs (..., T, N/2, 2)."""
+    angle = 2 * math.pi * turns(positions, fixed, dtype, phase)  # ... T N/2
     return torch.stack((angle.cos(), angle.sin()), dim=-1)
 
 

@@ -1,0 +1,71 @@
+"""One layer, R3 to R10, as a function of its weights: what the module of this port and other faces of it share.
+
+Axes: B batch, T time, h head (nh of them), N neurons per head, D embedding width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bdh_spec.model import EPS
+from bdh_torch.attention import Note, unnoted, values
+from bdh_torch.rope import rope
+
+Attend: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # rotated (h*B, T, N) and values (h*B, T, D) to attention (h*B, T, D)
+
+
+class Weights(NamedTuple):
+    """What every layer applies."""
+
+    encoder: Tensor  # h D N
+    encoder_v: Tensor  # h D N
+    decoder: Tensor  # h*N D
+
+
+def layer_norm(x: Tensor) -> Tensor:
+    """Centre and scale over the last axis (R2); PyTorch sums in float32 when x is narrower."""
+    return F.layer_norm(x, x.shape[-1:], eps=EPS)
+
+
+def multiply(a: Tensor, b: Tensor) -> Tensor:
+    """a * b, in the memory of a when no gradient needs it any more."""
+    return a * b if torch.is_grad_enabled() else a.mul_(b)
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of what must not be narrower than float32: states, phases, the loss."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def layer(
+    x: Tensor,
+    weights: Weights,
+    rotations: Tensor,
+    attend: Attend,
+    drop: Callable[[Tensor], Tensor],
+    note: Note = unnoted,
+) -> Tensor:
+    """Run one layer on x (B, T, D): the next x.
+
+    ``rotations`` are those of the tokens' positions, (T, N/2, 2), or (B, T, N/2, 2) where texts differ in them. ``attend`` says
+    what the tokens see beside one another, and keeps what later ones will want to see. ``note`` is shown each stage.
+    """
+    B, T, D = x.shape
+    nh, _, N = weights.encoder.shape
+    rows = x.reshape(1, B * T, D).expand(nh, -1, -1)
+    # bmm throughout: matmul would copy a weight, or the neurons, into a layout that it takes for a better one.
+    x_sparse = note("x_sparse", torch.bmm(rows, weights.encoder).relu_())  # h B*T N  R3
+    rotated = note("rotated", rope(x_sparse.view(nh, B, T, N), rotations).flatten(0, 1))  # h*B T N  R4
+    attention = note("attention", attend(rotated, values(x, nh)))  # h*B T D  R5
+    yKV = note("yKV", layer_norm(attention).to(x.dtype)).view(nh, B * T, D)  # R6
+    y_sparse = note("y_sparse", torch.bmm(yKV, weights.encoder_v).relu_())  # h B*T N  R7
+    xy_sparse = note("xy_sparse", drop(multiply(y_sparse, x_sparse)))  # h B*T N  R7, R8
+    # The product of merged heads is the sum of the heads' own products.
+    decoded = note("decoded", torch.bmm(xy_sparse, weights.decoder.view(nh, N, D)).sum(0).view(B, T, D))  # R9
+    y = note("y", layer_norm(decoded))
+    return note("x", layer_norm(x + y))  # B T D  R10

@@ -1,0 +1,18 @@
+"""Baby Dragon Hatchling for Hugging Face transformers. Importing this registers the model type ``bdh`` with the Auto classes.
+
+>>> import bdh_transformers
+>>> from transformers import AutoModelForCausalLM
+>>> model = AutoModelForCausalLM.from_pretrained("folder")  # doctest: +SKIP
+"""
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from bdh_transformers.cache_bdh import BDHCache
+from bdh_transformers.configuration_bdh import BDHConfig
+from bdh_transformers.modeling_bdh import BDHForCausalLM, BDHModel, BDHParallelAttention, BDHRecurrentAttention
+
+__all__ = ["BDHCache", "BDHConfig", "BDHForCausalLM", "BDHModel", "BDHParallelAttention", "BDHRecurrentAttention"]
+
+AutoConfig.register(BDHConfig.model_type, BDHConfig)
+AutoModel.register(BDHConfig, BDHModel)
+AutoModelForCausalLM.register(BDHConfig, BDHForCausalLM)

@@ -1,0 +1,132 @@
+"""What generation carries from token to token: a state of fixed size, or the rows of all earlier tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
+
+from bdh_torch.attention import attend, write
+from bdh_torch.layer import wide
+
+
+class BDHStateLayer(CacheLayerMixin):
+    """One layer's state (R13): a matrix per head of each text, (h*B, N, D), never narrower than float32."""
+
+    def __init__(self, n_head: int, **_: Any) -> None:
+        super().__init__()
+        self.n_head = n_head
+        self.state: Tensor | None = None
+        self.length = 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Refuse: rows cannot be had back from a state."""
+        raise NotImplementedError(
+            "a state has no rows of keys and values to return: BDHRecurrentAttention calls read_and_write"
+        )
+
+    def read_and_write(self, rotated: Tensor, v: Tensor) -> Tensor:
+        """Attention (h*B, T, D) of these tokens to one another and to all earlier ones; then the state remembers them too."""
+        blank = self.state is None
+        if self.state is None:
+            self.lazy_initialization(rotated, v)
+        attention = attend(rotated, v, None if blank else self.state)
+        # Not in place where gradients are recorded: they need what the state was.
+        self.state = write(self.state, rotated, v, donate=not torch.is_grad_enabled())
+        self.length += v.shape[1]
+        return attention
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """The state before the first token: zeros, of the size that these rotated neurons and values ask for."""
+        B, N, D = key_states.shape[0], key_states.shape[-1], value_states.shape[-1]
+        self.state = torch.zeros((B, N, D), dtype=wide(key_states.dtype), device=key_states.device)
+        self.is_initialized = True
+
+    @property
+    def batch_size(self) -> int:
+        """How many texts it remembers; -1 before the first."""
+        return -1 if self.state is None else len(self.state) // self.n_head
+
+    def get_seq_length(self) -> int:
+        """Tokens read so far."""
+        return self.length
+
+    def get_max_length(self) -> int:
+        """No end."""
+        return -1
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """The length that a mask would have, and where it would begin."""
+        return self.length + query_length, 0
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.state, self.length, self.is_initialized = None, 0, False
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Let text b go on from what text ``beam_idx[b]`` remembers."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these texts only, in this order."""
+        self._texts(lambda state: state[:, indices.to(state.device)])
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Every text ``repeats`` times."""
+        self._texts(lambda state: state.repeat_interleave(repeats, dim=1))
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refuse to forget the last tokens: what was added to a state cannot be told apart from the rest."""
+        if tokens_to_remove:
+            raise ValueError(
+                "the state of bdh_recurrent cannot be cropped: use model.set_attn_implementation('bdh_parallel'), which keeps rows"
+            )
+
+    def offload(self) -> None:
+        """Move to the CPU."""
+        self._move("cpu")
+
+    def prefetch(self) -> None:
+        """States stay where they are used: `read_and_write` needs them at once."""
+
+    def _move(self, device: str) -> None:
+        self.state = None if self.state is None else self.state.to(device, non_blocking=True)
+
+    def _texts(self, change: Any) -> None:
+        if self.state is not None:
+            self.state = change(self.state.view(self.n_head, -1, *self.state.shape[1:])).flatten(0, 1)
+
+
+class BDHCache(Cache):
+    """The cache of a model with this configuration, in the form of attention that it is set to at the moment.
+
+    ``bdh_recurrent``: a state of fixed size in each layer. ``bdh_parallel``: in each layer the rotated neurons of every token,
+    and what it was read from.
+    """
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        recurrent = config._attn_implementation in (None, "bdh_recurrent")
+        layers = (
+            BDHStateLayer(config.num_attention_heads) if recurrent else DynamicLayer() for _ in range(config.num_hidden_layers)
+        )
+        super().__init__(layers=list(layers))
+
+
+def check_cache(cache: Any, form: str) -> None:
+    """Refuse a cache that this form of attention cannot use, before anything is lost in it."""
+    kinds = {type(layer) for layer in getattr(cache, "layers", [None])} or {getattr(cache, "layer_class_to_replicate", None)}
+    needed = BDHStateLayer if form == "bdh_recurrent" else DynamicLayer
+    if kinds != {needed}:
+        found = type(cache).__name__ + "".join(f" of {kind.__name__}" for kind in kinds if kind is not None)
+        raise ValueError(f"{form} cannot use a {found}: {_remedy(kinds, form)}")
+
+
+def _remedy(kinds: set[Any], form: str) -> str:
+    if form == "bdh_recurrent" and kinds == {DynamicLayer}:
+        return "pass BDHCache(model.config), or use model.set_attn_implementation('bdh_parallel'), which keeps rows"
+    if kinds == {BDHStateLayer}:
+        return "the form was changed after this state was written: start again, or change it back"
+    return "pass BDHCache(model.config), or no cache at all and generate makes the right one"

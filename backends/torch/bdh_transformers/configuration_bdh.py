@@ -1,0 +1,88 @@
+"""BDHConfig for transformers: the six numbers of a model under the names that transformers uses, and its token ids."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+from bdh_spec.config import BDHConfig as Sizes
+
+FORMS = ("bdh_recurrent", "bdh_parallel", "eager")  # of attention; eager is what transformers calls the parallel one
+DEFAULT_FORM = "bdh_recurrent"
+
+
+@strict
+class BDHConfig(PreTrainedConfig):
+    """Sizes of a model, the ids of its special tokens, and whether its head is its embedding.
+
+    >>> BDHConfig(hidden_size=64, num_attention_heads=2).sizes.n_neurons
+    4096
+    """
+
+    model_type = "bdh"
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    vocab_size: int = 256
+    hidden_size: int = 256
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 4
+    mlp_internal_dim_multiplier: int = 128
+    dropout: float | int = 0.1
+    initializer_range: float = 0.02
+    use_cache: bool = True
+    tie_word_embeddings: bool = False
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+
+    @property
+    def sizes(self) -> Sizes:
+        """The same six numbers as the specification and the ports have them."""
+        return Sizes(
+            n_layer=self.num_hidden_layers,
+            n_embd=self.hidden_size,
+            dropout=self.dropout,
+            n_head=self.num_attention_heads,
+            mlp_internal_dim_multiplier=self.mlp_internal_dim_multiplier,
+            vocab_size=self.vocab_size,
+        )
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Read a configuration. Where it does not say whether the head is the embedding, it is.
+
+        transformers 4 did not write what equalled its default, and there a head was tied unless told otherwise. Where a file of
+        weights has a head of its own all the same, transformers sees that and leaves it alone.
+        """
+        return super().from_dict({"tie_word_embeddings": True, **config_dict}, **kwargs)
+
+    def validate_architecture(self) -> None:
+        """Refuse sizes of which no model can be made: N must be even, and all of them positive."""
+        self.sizes  # noqa: B018  its constructor checks
+
+    def validate_output_attentions(self) -> None:
+        """Refuse attention matrices where there are none."""
+        demand_matrices(self.output_attentions, self._attn_implementation)
+
+    @property
+    def output_attentions(self) -> bool | None:
+        """Whether forward returns attention matrices, which only the parallel form has."""
+        return self._output_attentions
+
+    @output_attentions.setter
+    def output_attentions(self, value: bool) -> None:
+        if value and self._attn_implementation is None:
+            self._attn_implementation = "eager"
+        demand_matrices(value, self._attn_implementation)
+        self._output_attentions = value
+
+
+def demand_matrices(wanted: bool | None, form: str | None) -> None:
+    """Refuse to show the attention matrix of a form that never has one."""
+    if wanted and form == "bdh_recurrent":
+        raise ValueError(
+            "bdh_recurrent has no attention matrix to output: use attn_implementation='bdh_parallel' or"
+            " model.set_attn_implementation('bdh_parallel')"
+        )
