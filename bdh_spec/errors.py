@@ -17,6 +17,10 @@ class TokensError(BDHError, ValueError):
     """Tokens or targets that no model of this vocabulary can read."""
 
 
+class ForeignTokensWarning(BDHError, UserWarning):  # noqa: N818  a warning, and an error only to who writes bytes
+    """Weights of a model whose tokens are no bytes, so that text must go through its own tokenizer."""
+
+
 class StateError(BDHError, ValueError):
     """A recurrent state of another batch, of another model, or one already given away."""
 

@@ -12,7 +12,7 @@ from bdh_spec.gradients import gradients
 from bdh_spec.model import RecurrentState
 from bdh_spec.optimizer import AdamW, Moments, update
 from bdh_spec.params import Array, Params, cast
-from bdh_spec.protocol import Backend, Capabilities, Model
+from bdh_spec.protocol import VERBS, Backend, Capabilities, Model
 from bdh_spec.rope import Phase
 
 CHUNK = 256  # tokens read at once: more and the scores (T, T) of a long prompt would outgrow memory
@@ -33,6 +33,12 @@ class NumpyModel(Model):
 
     def _forward(self, tokens: Array) -> Array:
         return model.forward(tokens, self._params, self.config, phase=self.phase)
+
+    def _forward_padded(self, tokens: Array, lengths: Array) -> Array:
+        logits = np.zeros((*tokens.shape, self.config.vocab_size), self.dtype)
+        for b, start in enumerate(tokens.shape[1] - lengths):
+            logits[b, start:] = self._forward(tokens[b : b + 1, start:])[0]
+        return logits
 
     def _init_state(self, batch: int) -> RecurrentState:
         return model.init_state(batch, self.config, np.dtype(self.dtype))
@@ -71,7 +77,7 @@ class NumpyBackend(Backend):
     """The port named ``numpy``."""
 
     name = "numpy"
-    capabilities = Capabilities(dtypes=("float32", "float64"))
+    capabilities = Capabilities(dtypes=("float32", "float64"), verbs=VERBS)
 
     def version(self) -> str:
         return f"numpy {np.__version__}"

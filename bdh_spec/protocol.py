@@ -22,7 +22,9 @@ from bdh_spec.params import Array, Params, check_params
 from bdh_spec.rope import MAX_POSITION, PHASES, Phase
 from bdh_spec.sampling import check_sampling, sample, uniform
 
-VERBS = ("forward", "advance", "loss", "gradients", "trace", "state", "train")
+USUAL = ("forward", "advance", "loss", "gradients", "trace", "state", "train")
+OPTIONAL = ("padded",)  # a port that has one of these names it in its capabilities
+VERBS = (*USUAL, *OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Capabilities:
 
     dtypes: tuple[str, ...] = ("float32",)
     phases: tuple[Phase, ...] = PHASES
-    verbs: tuple[str, ...] = VERBS
+    verbs: tuple[str, ...] = USUAL
 
 
 class State:
@@ -60,6 +62,16 @@ class Model(ABC):
     def forward(self, tokens: Any) -> Array:
         """Tokens (B, T) to logits (B, T, V)."""
         return self._forward(check_tokens(tokens, self.config))
+
+    def forward_padded(self, tokens: Any, lengths: Any) -> Array:
+        """Tokens (B, T) to logits (B, T, V), where text b is the last ``lengths[b]`` tokens of row b, and is read alone.
+
+        What stands before a text is padding: any ids of the vocabulary, which change nothing. Its logits are zero.
+        """
+        tokens = check_tokens(tokens, self.config)
+        lengths = check_lengths(lengths, tokens)
+        is_padding = np.arange(tokens.shape[1]) < tokens.shape[1] - lengths[:, None]  # B T
+        return np.where(is_padding[..., None], 0, self._forward_padded(tokens, lengths))
 
     def init_state(self, batch: int = 1) -> State:
         """The state before the first token of ``batch`` texts."""
@@ -147,6 +159,10 @@ class Model(ABC):
             yield np.array(chosen), state
             tokens = np.array(chosen)[:, None]
 
+    def _forward_padded(self, tokens: Array, lengths: Array) -> Array:
+        """Optional: the logits of padding are nobody's concern."""
+        raise CapabilityError(f"the {self.backend} port reads no padded texts: read each by itself with forward")
+
     @abstractmethod
     def params(self) -> Params:
         """The weights as they are now."""
@@ -214,6 +230,19 @@ class Backend(ABC):
     def _demand(self, what: str, asked: str, offered: tuple[str, ...]) -> None:
         if asked not in offered:
             raise CapabilityError(f"the {self.name} port has no {what} {asked!r} here: choose from {', '.join(offered)}")
+
+
+def check_lengths(lengths: Any, tokens: Array) -> Array:
+    """Lengths as an int64 array (B,), each from 1 to T."""
+    (B, T), found = tokens.shape, np.asarray(lengths)
+    if found.shape != (B,):
+        raise TokensError(f"lengths have shape {found.shape}, tokens {tokens.shape}: give one length per text")
+    if found.dtype.kind not in "iu":
+        raise TokensError(f"lengths are {found.dtype}: give whole numbers, such as int64")
+    if (outside := (found < 1) | (found > T)).any():
+        b = int(np.argmax(outside))
+        raise TokensError(f"length {found[b]} of text {b} does not fit its row of {T} tokens: lengths run from 1 to {T}")
+    return found.astype(np.int64)
 
 
 def as_tokens(prompt: str | bytes | Array) -> Array:

@@ -32,6 +32,9 @@ class PartialModel(Model):
     def _forward(self, tokens: Array) -> Array:
         self._refuse("forward")
 
+    def _forward_padded(self, tokens: Array, lengths: Array) -> Array:
+        self._refuse("padded")
+
     def _init_state(self, batch: int) -> Any:
         self._refuse("advance")
 

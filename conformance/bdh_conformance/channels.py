@@ -109,6 +109,12 @@ def load_params(origin: Origin, params: Params, case: Case) -> Model:
     return model
 
 
+def loaded_again(model: Model, case: Case) -> Model:
+    """Another model of the same port with the weights of the case."""
+    origin = ORIGINS.get(model)
+    return load_params(origin, case.params, case) if origin else Specification(case.params, case.config, model.phase)
+
+
 def claims(model: Model, *verbs: str) -> bool:
     """Whether the model's port has these verbs."""
     origin = ORIGINS.get(model)
@@ -225,6 +231,42 @@ def batch_reference(model: Model, case: Case) -> Observed:
     return {"together.logits": logits, "alone.logits": logits, "reversed.logits": logits}
 
 
+def observe_padding(model: Model, case: Case) -> Observed:
+    """The logits of texts of all lengths, with ids of three kinds in front of them, which must not show."""
+    seen: Observed = {}
+    for name, lengths in padded_lengths(case).items():
+        is_padding = np.arange(case.time) < case.time - lengths[:, None]  # B T
+        for kind, ids in paddings(case).items():
+            tokens = np.where(is_padding, ids, case.tokens)
+            seen[f"{name}.{kind}.logits"] = model.forward_padded(tokens, lengths)
+    return seen
+
+
+def padding_reference(model: Model, case: Case) -> Observed:
+    """The same from each text by itself."""
+    seen: Observed = {}
+    for name, lengths in padded_lengths(case).items():
+        logits = np.zeros((case.batch, case.time, case.config.vocab_size))
+        for b, start in enumerate(case.time - lengths):
+            logits[b, start:] = model.forward(case.tokens[b : b + 1, start:])[0]
+        seen |= {f"{name}.{kind}.logits": logits for kind in paddings(case)}
+    return seen
+
+
+def padded_lengths(case: Case) -> dict[str, Array]:
+    """How long the texts of a batch are: from one token to the whole row, the other way round, and in between."""
+    B, T = case.batch, case.time
+    rising, falling = (np.linspace(*ends, B).round().astype(np.int64) for ends in ((1, T), (T, 1)))
+    return {"rising": rising, "falling": falling, "middle": T // 2 + np.arange(B) % 2}
+
+
+def paddings(case: Case) -> dict[str, Array]:
+    """The ids (B, T) that padding is made of."""
+    V, shape = case.config.vocab_size, (case.batch, case.time)
+    drawn = np.random.default_rng(case.seed).integers(0, V, shape)
+    return {"zeros": np.zeros(shape, np.int64), "last_id": np.full(shape, V - 1), "drawn": drawn}
+
+
 def observe_training(model: Model, case: Case) -> Observed:
     """Losses of steps with and without clipping, the weights after them, and what the model then says.
 
@@ -272,11 +314,11 @@ def observe_phases(model: Model, case: Case) -> Observed:
 
 def observe_determinism(model: Model, case: Case) -> Observed:
     """Pairs of runs: ``name`` and ``name.again`` must be one, bit for bit, whatever was asked in between."""
-    other = case.tokens[:, ::-1].copy()
     first = model.forward(case.tokens)
-    kept = first.copy()
-    model.forward(other)
-    seen = {"logits": kept, "logits.again": model.forward(case.tokens), "kept": kept, "kept.again": first}
+    before = first.copy()
+    model.forward((case.tokens + 1) % case.config.vocab_size)
+    after = first.copy()  # now, for the next answer to the same text would put right what a shared buffer has lost
+    seen = {"logits": before, "logits.again": model.forward(case.tokens), "kept": before, "kept.again": after}
     if claims(model, "advance"):
         seen |= {name: model.advance(model.init_state(case.batch), case.tokens)[0] for name in ("decode", "decode.again")}
     if claims(model, "gradients"):
@@ -314,7 +356,7 @@ def observe_mutation(model: Model, case: Case) -> Observed:
         state = model.advance(model.init_state(case.batch), tokens)[1]
         kept = {"state.logits": model.advance(state, tokens)[0].copy()}
         kept["state.logits.again"] = model.advance(state, tokens)[0]
-        kept |= overwritten_state(model, state) if claims(model, "state") else {}
+        kept |= overwritten_state(model, state) | imported_state(model, state, tokens) if claims(model, "state") else {}
     spoil(answers)
     seen = {"answers": before, "answers.again": model.forward(tokens), **kept}
     seen |= {"tokens": tokens, "tokens.again": replace(case).tokens, "targets": targets, "targets.again": replace(case).targets}
@@ -328,6 +370,27 @@ def overwritten_state(model: Model, state: State) -> Observed:
     return {"exported": first, "exported.again": model.export_state(state).layers[0]}
 
 
+def imported_state(model: Model, state: State, tokens: Array) -> Observed:
+    """The arrays that a state was imported from, after it was given away; and what it says once they are written into."""
+    exported = model.export_state(state)
+    given = replace(exported, layers=tuple(map(adoptable, exported.layers)))
+    before = model.advance(model.import_state(given), tokens)[0].copy()
+    model.advance(model.import_state(given), tokens, donate=True)
+    seen = {"given": np.stack(exported.layers), "given.again": np.stack(given.layers)}
+    imported = model.import_state(given)
+    spoil(given.layers)
+    return seen | {"imported.logits": before, "imported.logits.again": model.advance(imported, tokens)[0]}
+
+
+def adoptable(values: Array) -> Array:
+    """A copy that begins at a multiple of 64 bytes: memory that some frameworks take over as it is, and no other."""
+    memory = np.empty(values.nbytes + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    copy: Array = memory[start : start + values.nbytes].view(values.dtype).reshape(values.shape)
+    copy[...] = values
+    return copy
+
+
 def caller_weights(model: Model, case: Case) -> Observed:
     """The arrays that models were loaded from, after a step of training if they train, beside what they were.
 
@@ -336,7 +399,8 @@ def caller_weights(model: Model, case: Case) -> Observed:
     train(model, case)
     seen = beside("weights", case.params, replace(case).params)
     if origin := ORIGINS.get(model):
-        given, kept = (Params(*(w.astype(as_numpy_dtype(model.dtype)) for w in replace(case).params)) for _ in range(2))
+        kept = Params(*(weight.astype(as_numpy_dtype(model.dtype)) for weight in replace(case).params))
+        given = Params(*map(adoptable, kept))
         train(load_params(origin, given, case), case)
         seen |= beside("own_dtype", given, kept)
     return seen
@@ -371,7 +435,7 @@ def observe_properties(model: Model, case: Case) -> Observed:
     if claims(model, "advance"):
         seen |= {"chunking": logits, "chunking.again": read(model, case.tokens, ragged(case.time))}
     if claims(model, "advance", "state"):
-        seen |= shifted(model, case, logits) | added(model, case)
+        seen |= added(model, case) | (shifted(model, case, logits) if model.phase == "exact" else {})
     return seen | permuted(model, case, logits)
 
 
@@ -442,7 +506,7 @@ def observe_sampling(model: Model, case: Case) -> Observed:
 
 
 def observe_dropout(model: Model, case: Case) -> Observed:
-    return dropout.observe(model, case)
+    return dropout.observe(model, case, lambda: loaded_again(model, case))
 
 
 def observe_refusals(model: Model, case: Case) -> Observed:
@@ -478,6 +542,15 @@ CHANNELS = {
             "decode", "decode", "one text read in pieces of all kinds", ("advance",), observe_decode, reference=decode_reference
         ),
         Channel("batch", "forward", "texts of a batch do not touch", ("forward",), observe_batch, reference=batch_reference),
+        Channel(
+            "padding",
+            "padding",
+            "texts of different lengths in one batch",
+            ("padded",),
+            observe_padding,
+            min_time=2,
+            reference=padding_reference,
+        ),
         Channel(
             "dropout",
             "training",

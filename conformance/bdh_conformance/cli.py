@@ -28,6 +28,7 @@ from bdh_conformance.runner import Run
 from bdh_conformance.vectors_cli import vectors
 from bdh_spec import Backend, BDHError
 from bdh_spec.files import whole_file
+from bdh_spec.rope import PHASES, Phase
 
 DISAGREEMENT, MISUSE, INTERRUPTED = 1, 2, 130
 
@@ -72,6 +73,7 @@ INPUT = click.Path(path_type=Path, dir_okay=False, exists=True)
 @click.option("--device", help="Such as cpu, cuda, mps, gpu.  [default: the port's best]")
 @click.option("--dtype", "dtypes", callback=words, metavar="LIST", help="Dtypes to check.  [default: all claimed]")
 @click.option("--channel", "channels", callback=words, metavar="LIST", help="Channels to check.  [default: all]")
+@click.option("--phase", type=click.Choice(PHASES), help="Phases to check: exact or float32.  [default: all claimed]")
 @click.option("--case", callback=parsed, metavar="CASE", help="One case only, as a failure printed it.")
 @click.option("--seed", type=int, help="Draw other generated cases.  [default: the same every time; a new one for deep]")
 @click.option("--known", "known_file", type=INPUT, help="Known failures, a TOML file; one that passes is an error.")
@@ -89,6 +91,7 @@ def command(
     device: str | None,
     dtypes: tuple[str, ...],
     channels: tuple[str, ...],
+    phase: Phase | None,
     case: Case | None,
     seed: int | None,
     known_file: Path | None,
@@ -104,11 +107,12 @@ def command(
     if seed is None and tier == "deep" and case is None:
         seed = int.from_bytes(os.urandom(4))
     run = Run(backend, device, seed, port)
-    checks = plan(TIERS[tier], backend.capabilities, dtypes=dtypes, channels=channels, case=case)
+    phases = (phase,) if phase else ()
+    checks = plan(TIERS[tier], backend.capabilities, dtypes=dtypes, channels=channels, phases=phases, case=case)
     start = time.perf_counter()
     perform(run, checks, quiet)
     complaints = known.excuse(run.results, excused)
-    whole = not (dtypes or channels or case)
+    whole = not (dtypes or channels or phases or case)
     found = report.document(run, tier, complaints, time.perf_counter() - start, whole=whole)
     changes = report.compare_with(found, before) if before else []
     answer(found, changes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -25,6 +25,9 @@ Allowed = Mapping[str, Expectation]
 # Answers of two mistakes that are as close as this, relatively, are one answer, but for rounding in float64.
 SAME = 1e-9
 
+# Runs that show where a port answers at random: a sum in another order often rounds alike.
+RUNS = 6
+
 # A mistake may take away what keeps rounding small. Within this many tolerances its own rounding is looked at.
 SECOND_LOOK = 100.0
 
@@ -37,13 +40,16 @@ def diagnose(
     phase: Phase = "exact",
     expected: Allowed | None = None,
     among: Iterable[Mistake] | None = None,
+    others: Sequence[Observed] = (),
 ) -> list[Mistake]:
     """The known mistakes that compute ``observed`` on this case, up to rounding, the likeliest first.
 
     ``observe`` is the channel's; ``expected`` what the specification computes there and its tolerance, where the channel has
-    one. Empty if no known mistake, or the specification itself, explains the answer.
+    one; ``others`` what the same port answered when asked again. Empty if no known mistake, or the specification itself,
+    explains the answer.
     """
-    return [mistake for group in explanations(observed, observe, case, dtype, phase, expected, among) for mistake in group]
+    groups = explanations(observed, observe, case, dtype, phase, expected, among, others)
+    return [mistake for group in groups for mistake in group]
 
 
 def explanations(
@@ -54,23 +60,74 @@ def explanations(
     phase: Phase = "exact",
     expected: Allowed | None = None,
     among: Iterable[Mistake] | None = None,
+    others: Sequence[Observed] = (),
 ) -> list[list[Mistake]]:
     """The same in groups: the mistakes of one compute the same on this case, which cannot tell them apart."""
-    known = expected or {}
+    known, candidates = expected or {}, list(MISTAKES.values() if among is None else among)
+    groups = by_value(observed, observe, case, dtype, phase, known, candidates, "float64")
+    if not groups and known and dtype != "float64":
+        # Where a mistake makes a number too large for float32, what rounding leaves of it is the answer, on any port.
+        groups = by_value(observed, observe, case, dtype, phase, known, candidates, "float32")
+    return groups + by_place([observed, *others], observe, case, dtype, phase, candidates)
+
+
+def by_value(
+    observed: Observed,
+    observe: Observe,
+    case: Case,
+    dtype: str,
+    phase: Phase,
+    known: Allowed,
+    among: Iterable[Mistake],
+    wide: str,
+) -> list[list[Mistake]]:
+    """The mistakes that compute ``observed`` in the precision ``wide``, up to rounding."""
     right = answer(NumpyBackend(), observe, case, dtype, phase)
     found: list[tuple[float, Observed, Mistake]] = []
-    for mistake in MISTAKES.values() if among is None else among:
-        wrong = answer(mistake.backend(), observe, case, dtype, phase)
+    for mistake in (mistake for mistake in among if not mistake.random):
+        wrong = answer(mistake.backend(), observe, case, dtype, phase, wide)
         away = distance(observed, wrong, known)
         if wrong is None or away > SECOND_LOOK or distance(wrong, right, known) <= 1:  # what rounding may hide explains nothing
             continue
-        if away > 1 and dtype != "float64":
+        if away > 1 and dtype != "float64" and wide == "float64":
             away = distance(observed, wrong, widened(known, wrong, mistake.backend(), observe, case, dtype, phase))
         if away <= 1:
             found.append((away, wrong, mistake))
     found.sort(key=lambda f: f[0])
     nearest = found[0][0] if found else 0.0
     return grouped(found) if nearest < distance(observed, right, known) else []
+
+
+def by_place(
+    runs: Sequence[Observed], observe: Observe, case: Case, dtype: str, phase: Phase, among: Iterable[Mistake]
+) -> list[list[Mistake]]:
+    """The mistakes that answer at random in the very arrays in which these runs of a port differ."""
+    if not (places := unsteady(runs)):
+        return []
+
+    def its_runs(mistake: Mistake) -> list[Observed]:
+        return [fresh_answer(mistake.backend(), observe, case, dtype, phase) or {} for _ in range(RUNS)]
+
+    alike = [mistake for mistake in among if mistake.random and unsteady(its_runs(mistake)) == places]
+    return [alike] if alike else []
+
+
+def repeated(ask: Callable[[], Observed]) -> list[Observed]:
+    """A port's answers to one question: two if they are the same to the bit, else as many as show where they differ."""
+    answers = [ask(), ask()]
+    return answers + [ask() for _ in range(RUNS - 2)] if unsteady(answers) else answers
+
+
+def unsteady(runs: Sequence[Observed]) -> set[str]:
+    """The names of the arrays that are not the same, to the bit, in all runs."""
+    first, *others = runs
+    return {name for run in others for name in {*first, *run} if not identical(first.get(name), run.get(name))}
+
+
+def identical(one: Array | None, other: Array | None) -> bool:
+    """Whether two arrays are one, NaN included."""
+    a, b = np.asarray(one), np.asarray(other)
+    return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
 
 
 def say(groups: list[list[Mistake]]) -> str:
@@ -81,8 +138,9 @@ def say(groups: list[list[Mistake]]) -> str:
     return "\n".join([f"looks like: {likeliest}", *(f"less likely: {other}" for other in others)])
 
 
-@lru_cache(maxsize=4096)  # a run diagnoses many failures on few cases
-def answer(backend: Backend, observe: Observe, case: Case, dtype: str, phase: Phase, wide: str = "float64") -> Observed | None:
+def fresh_answer(
+    backend: Backend, observe: Observe, case: Case, dtype: str, phase: Phase, wide: str = "float64"
+) -> Observed | None:
     """What a NumPy port says of the case in float64, with weights as a port of ``dtype`` holds them; None if it fails."""
     fresh = replace(case)  # mistakes write anywhere
     held = cast(cast(case.params, as_numpy_dtype(dtype)), wide)
@@ -92,6 +150,12 @@ def answer(backend: Backend, observe: Observe, case: Case, dtype: str, phase: Ph
             return observe(load_params(Origin(backend, None, wide, phase), held, fresh), fresh)
     except Exception:  # noqa: BLE001  a mistake may fail in any way, and then it is not what answered
         return None
+
+
+@lru_cache(maxsize=4096)  # a run diagnoses many failures on few cases
+def answer(backend: Backend, observe: Observe, case: Case, dtype: str, phase: Phase, wide: str = "float64") -> Observed | None:
+    """The same, remembered."""
+    return fresh_answer(backend, observe, case, dtype, phase, wide)
 
 
 def widened(

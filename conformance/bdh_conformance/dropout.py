@@ -1,5 +1,8 @@
 """R8 without a reference for the random numbers: every loss of training is one that some mask gives, as often as it should be.
 
+Which mask it was, the loss tells, and so the gradient under that mask is known: a step must move the weights along it. A seed
+must give its losses again, and another seed others.
+
 Three tiny cases have at most twelve neurons that a mask can reach, so that all masks can be tried. Layers must not share a
 mask, nor texts or heads, nor tokens: each case shows one of these. The weights are small where a norm follows, so that the
 norm's eps makes the scale 1/(1-p) visible.
@@ -7,8 +10,11 @@ norm's eps makes the scale 1/(1-p) visible.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import product
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import lru_cache
+from itertools import chain, product
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,7 +23,9 @@ from bdh_conformance.cases import Case
 from bdh_conformance.reference import Specification
 from bdh_conformance.tolerances import Expectation, as_numpy_dtype, expect
 from bdh_spec import AdamW, BDHConfig, Model, Params
+from bdh_spec.gradients import gradients
 from bdh_spec.model import loss, readout, run
+from bdh_spec.optimizer import Moments, update
 from bdh_spec.params import Array, cast
 from bdh_spec.rope import Phase
 
@@ -26,7 +34,18 @@ SAME = 1e-9  # losses no further apart are one
 STILL = AdamW(learning_rate=0.0, weight_decay=0.0)  # training that moves nothing
 SIGMAS = 8.0  # of the chi-square statistic; its tail is wider than a normal one
 
-# Found by search: each gives some thirty losses, of which no two are closer than 1e-4 of their size.
+# Two draws give one loss with a chance of at most 0.1443, the largest sum of squared chances over the cases: two seeds give one
+# run of 15 losses with less than 0.1443^15 = 2.5e-13.
+SEEDED = 15
+OTHER_SEED = 2**32  # beyond the bits that some generators read of a seed; the first is 0
+
+# Each step from the given weights. A large eps makes Adam's first step the gradient's multiple: with a small one a slope near
+# zero flips the sign of a whole step, and rounding decides it.
+MOVES = 6
+MOVING = AdamW(learning_rate=0.1, weight_decay=0.0, eps=1.0, clip=None)
+
+# Found by search: each gives some thirty losses, of which no two are closer than 1e-4 of their size, and under no mask does
+# rounding flip a relu.
 CASES = (
     Case(BDHConfig(2, 6, 0.25, 1, 1, 5), 1, 2, seed=558, scale=5.0),  # layers
     Case(BDHConfig(1, 4, 0.25, 2, 1, 5), 2, 2, seed=590, scale=5.0),  # texts, heads
@@ -39,22 +58,49 @@ def prepare(case: Case) -> Case:
     return case if case in CASES else CASES[case.seed % len(CASES)]
 
 
-def observe(model: Model, case: Case) -> dict[str, Array]:
-    """Losses of many steps that move nothing, and what the model says before and after, when nothing may be dropped."""
+class Outcomes(NamedTuple):
+    """What masks can do to a case, by rising loss."""
+
+    losses: Array  # K
+    chances: Array  # K
+    masks: Array  # K reached: one that gives the loss; the others differ from it in silent neurons
+
+
+def observe(model: Model, case: Case, fresh: Callable[[], Model]) -> dict[str, Array]:
+    """Losses of many steps that move nothing, and what the model says before and after, when nothing may be dropped.
+
+    Then single steps that move the weights, each of a ``fresh`` model of the same weights and with a seed of its own.
+    """
     before, still = model.forward(case.tokens), model.loss(case.tokens, case.tokens)
-    optimizer = model.optimizer(STILL)
-    losses = [model.train_step(optimizer, case.tokens, case.tokens) for _ in range(DRAWS)]
-    return {
+    seen = {
         "before.logits": before,
         "before.loss": np.array(still),
-        "losses": np.array(losses),
+        "losses": np.array(draws(model, case, STILL, DRAWS)),
+        "losses.again": np.array(draws(model, case, STILL, SEEDED)),
+        "losses.other_seed": np.array(draws(model, case, replace(STILL, seed=OTHER_SEED), SEEDED)),
         "after.logits": model.forward(case.tokens),
         "after.loss": np.array(model.loss(case.tokens, case.tokens)),
     }
+    for seed in range(MOVES):
+        seen |= moved(fresh(), case, seed)
+    return seen
+
+
+def draws(model: Model, case: Case, settings: AdamW, count: int) -> list[float]:
+    """The losses of steps with an optimizer of their own."""
+    optimizer = model.optimizer(settings)
+    return [model.train_step(optimizer, case.tokens, case.tokens) for _ in range(count)]
+
+
+def moved(model: Model, case: Case, seed: int) -> dict[str, Array]:
+    """The loss of one step, and the weights after it."""
+    value = draws(model, case, replace(MOVING, seed=seed), 1)
+    weights = {f"moved.{seed}.weights.{name}": np.ravel(weight) for name, weight in model.params()._asdict().items()}
+    return {f"moved.{seed}.loss": np.array(value)} | weights
 
 
 def judge(observed: dict[str, Array], case: Case, dtype: str, phase: Phase) -> list[Comparison]:
-    """Evaluation as ever; losses of training among those that masks give, and as often."""
+    """Evaluation as ever; losses of training among those that masks give, as often, and as the seed says; steps along them."""
 
     def evaluated(params: Params) -> dict[str, Array]:
         model = Specification(params, case.config, phase)
@@ -64,20 +110,68 @@ def judge(observed: dict[str, Array], case: Case, dtype: str, phase: Phase) -> l
     expected = expect(evaluated, case.params, dtype)
     seen = [compare(name, observed.get(name), expectation) for name, expectation in expected.items()]
     allowed = max(expected["before.loss"].allowed, 1e-9)
-    return [*seen[:2], *drawn(observed["losses"], case, held(case, dtype), allowed), *seen[2:]]
+    possible = outcomes(case, dtype)
+    training = (drawn(observed["losses"], possible, allowed), seeded(observed), steps(observed, case, dtype, phase, allowed))
+    return [*seen[:2], *chain.from_iterable(training), *seen[2:]]
 
 
-def drawn(losses: Array, case: Case, params: Params, allowed: float) -> Iterator[Comparison]:
+def drawn(losses: Array, possible: Outcomes, allowed: float) -> Iterator[Comparison]:
     """Whether these are draws from the losses that masks give."""
-    values, chances = outcomes(case, params)
-    nearest = np.abs(losses[:, None] - values).argmin(axis=1)
-    yield compare(
-        "training.losses", losses[:, None, None], Expectation(values[nearest][:, None, None], 4 * allowed, 4 * allowed)
-    )
-    counts = np.bincount(nearest, minlength=len(values))
-    statistic = abs(surprise(counts, chances))
-    complaint = frequencies_say(counts, chances, statistic) if statistic > SIGMAS else ""
+    nearest = which(losses, possible)
+    yield among("training.losses", losses, possible.losses[nearest], allowed)
+    counts = np.bincount(nearest, minlength=len(possible.losses))
+    statistic = abs(surprise(counts, possible.chances))
+    complaint = frequencies_say(counts, possible.chances, statistic) if statistic > SIGMAS else ""
     yield Comparison("training.frequencies", statistic, SIGMAS, complaint)
+
+
+def which(losses: Array, possible: Outcomes) -> Array:
+    """The outcome that each loss tells of."""
+    nearest: Array = np.abs(losses[:, None] - possible.losses).argmin(axis=1)
+    return nearest
+
+
+def among(name: str, losses: Array, values: Array, allowed: float) -> Comparison:
+    """Losses (S,) against those of their masks: each is a row."""
+    return compare(name, losses[:, None, None], Expectation(values[:, None, None], 4 * allowed, 4 * allowed))
+
+
+def seeded(observed: dict[str, Array]) -> Iterator[Comparison]:
+    """One seed, one run of masks: to the bit, because nothing else has changed. Another seed, another run."""
+    first, again, other = (observed[name] for name in ("losses", "losses.again", "losses.other_seed"))
+    repeats, differs = np.array_equal(first[:SEEDED], again), not np.array_equal(first[:SEEDED], other)
+    yield demanded("training.seed", repeats, "a second optimizer of the same seed drops something else")
+    yield demanded("training.other_seed", differs, "an optimizer of another seed drops the same")
+
+
+def demanded(stage: str, holds: bool, complaint: str) -> Comparison:
+    """A comparison that no number tells."""
+    return Comparison(stage, 0.0, 0.0) if holds else Comparison(stage, float("inf"), 0.0, complaint)
+
+
+def steps(observed: dict[str, Array], case: Case, dtype: str, phase: Phase, allowed: float) -> Iterator[Comparison]:
+    """Whether each step moved the weights along the gradient under the mask that its loss tells of."""
+    possible = outcomes(case, dtype)
+    for seed in range(MOVES):
+        value = observed[f"moved.{seed}.loss"]
+        outcome = int(which(value, possible)[0])
+        yield among(f"moved.{seed}.loss", value, possible.losses[[outcome]], allowed)
+        for name, expectation in after_step(case, dtype, phase, outcome).items():
+            yield compare(f"moved.{seed}.{name}", observed.get(f"moved.{seed}.{name}"), expectation)
+
+
+@lru_cache(maxsize=1024)
+def after_step(case: Case, dtype: str, phase: Phase, outcome: int) -> dict[str, Expectation]:
+    """The weights after one step from the given ones under the mask of an outcome."""
+    mask = outcomes(case, dtype).masks[[outcome]]
+
+    def step(given: Params) -> dict[str, Array]:
+        params, keep = Params(*(weight.copy() for weight in given)), kept(mask, case, given.embed.dtype)
+        _, slopes = gradients(case.tokens, case.tokens, params, case.config, phase=phase, keep=keep)
+        update(params, slopes, Moments(MOVING, np.random.default_rng()))  # the mask is drawn already
+        return {f"weights.{name}": np.ravel(weight) for name, weight in params._asdict().items()}
+
+    return expect(step, case.params, dtype)
 
 
 def frequencies_say(counts: Array, chances: Array, statistic: float) -> str:
@@ -100,24 +194,31 @@ def held(case: Case, dtype: str) -> Params:
     return cast(cast(case.params, as_numpy_dtype(dtype)), np.float64)
 
 
-def outcomes(case: Case, params: Params) -> tuple[Array, Array]:
-    """The losses that masks can give, in rising order, and the chance of each."""
+@lru_cache(maxsize=64)
+def outcomes(case: Case, dtype: str) -> Outcomes:
+    """What masks can do to a port of this dtype."""
     c = case.config
     reached = c.n_layer * case.batch * c.n_head * (case.time - 1) * c.n_neurons
     masks = np.array(list(product((0.0, 1.0), repeat=reached)))  # M reached
     chances = np.prod(np.where(masks > 0, 1 - c.dropout, c.dropout), axis=1)
-    losses = losses_under(masks, case, params)
+    losses = losses_under(masks, case, held(case, dtype))
     order = np.argsort(losses)
     first = np.flatnonzero(np.diff(losses[order], prepend=-np.inf) > SAME)  # masks of silent neurons change nothing
-    return losses[order][first], np.add.reduceat(chances[order], first)
+    return Outcomes(losses[order][first], np.add.reduceat(chances[order], first), masks[order][first])
 
 
 def losses_under(masks: Array, case: Case, params: Params) -> Array:
-    """The loss under each mask (M, neurons of all tokens but the first): the first token's are silent in any case."""
+    """The loss under each mask (M, reached)."""
     c, M = case.config, len(masks)
-    kept = masks.reshape(M, c.n_layer, case.batch, c.n_head, case.time - 1, c.n_neurons) / (1 - c.dropout)
-    keep = np.concatenate([np.ones_like(kept[..., :1, :]), kept], axis=4).swapaxes(0, 1)  # L M B h T N
-    copies = (M * case.batch, *keep.shape[3:])
-    x, _ = run(np.tile(case.tokens, (M, 1)), params, c, keep=[layer.reshape(copies) for layer in keep])
+    x, _ = run(np.tile(case.tokens, (M, 1)), params, c, keep=kept(masks, case, np.dtype(np.float64)))
     logits = readout(x, params).reshape(M, case.batch, case.time, c.vocab_size)
     return np.array([loss(copy, case.tokens) for copy in logits])
+
+
+def kept(masks: Array, case: Case, dtype: np.dtype[Any]) -> list[Array]:
+    """Masks (M, reached) as one (M B, h, T, N) a layer. The first token's neurons are not reached: they are silent anyway."""
+    c, M = case.config, len(masks)
+    later = masks.reshape(M, c.n_layer, case.batch, c.n_head, case.time - 1, c.n_neurons)
+    scaled = np.concatenate([np.ones_like(later[..., :1, :]), later], axis=4).astype(dtype) / dtype.type(1 - c.dropout)
+    copies = (M * case.batch, c.n_head, case.time, c.n_neurons)
+    return [layer.reshape(copies) for layer in scaled.swapaxes(0, 1)]

@@ -15,9 +15,9 @@ from bdh_spec.params import Array
 
 @cache
 def published() -> tuple[Judged, ...]:
-    """The newest set, of which this suite's ports run the texts with exact phases."""
+    """The newest set with states by pairs of neurons, of which this suite's ports run the texts with exact phases."""
     folders = vectors.case_folders(vectors.PUBLISHED / vectors.VERSION)
-    return tuple(judged for judged in map(vectors.read, folders) if judged.vector.phase == "exact")
+    return tuple(vectors.in_pairs(judged) for judged in map(vectors.read, folders) if judged.vector.phase == "exact")
 
 
 def logits(model: Model, vector: Vector) -> dict[str, Array]:
@@ -39,7 +39,7 @@ def gradients(model: Model, vector: Vector) -> dict[str, Array]:
 
 def decode(model: Model, vector: Vector) -> dict[str, Array]:
     texts = {start: vectors.decode(model, vector, start) for start in vector.starts}
-    return {f"decode.{start}.{name}": value for start, text in texts.items() for name, value in text.items()}
+    return vectors.paired({f"decode.{start}.{name}": value for start, text in texts.items() for name, value in text.items()})
 
 
 # By channel. Decoding a vector imports a state, so it counts as the channel that may.

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bdh_spec import Backend, Model, Params
+from bdh_spec import Backend, Model, Params, RecurrentState
 from bdh_spec.config import BDHConfig
 from bdh_spec.numpy_backend import NumpyBackend, NumpyModel
 from bdh_spec.params import Array
@@ -60,6 +60,22 @@ class WritesIntoWeights(NumpyModel):
         super().__init__(params, config, device=device, dtype=dtype, phase=phase)
         for weight in params:
             weight[...] = weight.astype(np.float16)
+
+
+class WritesIntoState(NumpyModel):
+    """Copies an imported state, and still takes the caller's arrays for memory of its own once the state is given away."""
+
+    given: tuple[Array, ...] = ()
+
+    def _import_state(self, state: RecurrentState) -> RecurrentState:
+        self.given = state.layers
+        return super()._import_state(state)
+
+    def _advance(self, native: Any, position: int, tokens: Array, donate: bool) -> tuple[Array, Any]:
+        logits, after = super()._advance(native, position, tokens, donate)
+        for memory, written in zip(self.given if donate else (), after.layers, strict=False):
+            memory[...] = written
+        return logits, after
 
 
 class TrainsFrequencies(NumpyModel):
@@ -166,12 +182,14 @@ ALL = (
         "buffers_shared",
         "answers in a buffer that the next answer overwrites",
         shared_buffers,
+        "determinism",
         "traces",
         "gradients",
     ),
     spoiled("previous_answer", "answers the question before", previous_answers, "determinism", "batch"),
     Hostile("tokens_overwritten", "writes into the caller's tokens", WritesIntoTokens, ("mutation",)),
     Hostile("weights_overwritten", "writes into the caller's weights", WritesIntoWeights, ("mutation",)),
+    Hostile("state_overwritten", "writes into the arrays a state was imported from", WritesIntoState, ("mutation",)),
     Hostile("frequencies_trained", "trains something beside the five weights", TrainsFrequencies, ("training",)),
     Hostile("nothing_traced", "traces nothing", TracesNothing, ("traces",)),
     Hostile("raises", "raises the framework's own error", Fails, ("logits",)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +11,7 @@ from bdh_conformance.cases import Case
 from bdh_conformance.noise import plain
 from bdh_conformance.tolerances import FACTOR, PRECISION, noisy
 from bdh_spec.config import BDHConfig
-from bdh_spec.model import trace
+from bdh_spec.model import embed, run
 from bdh_spec.params import Array, Params, cast
 
 TRIES = 40
@@ -28,29 +28,27 @@ def next_seeds(case: Case) -> Iterator[Case]:
     return (replace(case, seed=case.seed + i) for i in range(TRIES))
 
 
-def is_clear(tokens: Array, params: Params, config: BDHConfig) -> bool:
-    """Whether every relu's argument is further from zero than float32 rounding moves the arguments of that token."""
+def is_clear(tokens: Array, params: Params, config: BDHConfig, keep: Sequence[Array] | None = None) -> bool:
+    """Whether every relu's argument is further from zero than float32 rounding moves the arguments of that token.
+
+    ``keep`` holds one dropout mask per layer, as in training.
+    """
     held = cast(cast(params, np.float32), np.float64)
-    exact = arguments(tokens, held, config)
+    exact = arguments(tokens, held, config, keep)
     rounded = [cast(held, np.float32), *(noisy(held, PRECISION["float32"], np.random.default_rng(i)) for i in range(RUNS))]
     moved = [
         np.max([np.abs(plain(a) - e) for a in runs], axis=0)
-        for e, *runs in zip(exact, *every(tokens, rounded, config), strict=True)
+        for e, *runs in zip(exact, *(arguments(tokens, params, config, keep) for params in rounded), strict=True)
     ]
     return all(far_from_zero(e, m) for e, m in zip(exact, moved, strict=True))
 
 
-def every(tokens: Array, weights: list[Params], config: BDHConfig) -> list[list[Array]]:
-    """The arguments of all relus for each set of weights."""
-    return [arguments(tokens, params, config) for params in weights]
-
-
-def arguments(tokens: Array, params: Params, config: BDHConfig) -> list[Array]:
+def arguments(tokens: Array, params: Params, config: BDHConfig, keep: Sequence[Array] | None) -> list[Array]:
     """What each relu reads, before it cuts: (B, h, T, N) of R3 and of R7, layer by layer."""
-    stages, x, found = trace(tokens, params, config), "embed", []
-    for i in range(config.n_layer):
-        found += [stages[x][:, None] @ params.encoder, stages[f"layers.{i}.yKV"] @ params.encoder_v]
-        x = f"layers.{i}.x"
+    x, found = embed(tokens, params), []
+    for layer in run(tokens, params, config, keep=keep)[1]:
+        found += [x[:, None] @ params.encoder, layer.yKV @ params.encoder_v]
+        x = layer.x
     return found
 
 

@@ -33,7 +33,7 @@ ROPE = "return v * cos + swap(v) * sin"
 FORWARD = "return model.forward(tokens, self._params, self.config, phase=self.phase)"
 EMPTY = "model.init_state(len(tokens), self.config, np.dtype(self.dtype))"
 CHUNK = "CHUNK = 256"
-CAPABILITIES = 'Capabilities(dtypes=("float32", "float64"))'
+CAPABILITIES = 'Capabilities(dtypes=("float32", "float64"), verbs=VERBS)'
 WRITE = "return memory + rotated.swapaxes(-1, -2) @ x[:, None]"
 
 
@@ -186,6 +186,19 @@ ALL = (
         (Change("rope", "* turns(positions, n_neurons, phase)", "* ((turns(positions, n_neurons, phase) + 0.5) % 1 - 0.5)"),),
     ),
     Legal(
+        "padding_as_zeros",
+        "padding is embedded as zeros, which no layer turns into anything else",
+        (
+            Change(
+                "numpy_backend",
+                "logits[b, start:] = self._forward(tokens[b : b + 1, start:])[0]",
+                "logits[b] = model.forward("
+                "np.where(np.arange(tokens.shape[1]) < start, self.config.vocab_size, tokens[b])[None],"
+                " self._params._replace(embed=np.pad(self._params.embed, ((0, 1), (0, 0)))), self.config, phase=self.phase)[0]",
+            ),
+        ),
+    ),
+    Legal(
         "loss_by_logaddexp",
         "the softmax of the loss is a running sum of logarithms",
         (
@@ -214,7 +227,7 @@ ALL = (
     Legal(
         "phases_float32_declared",
         "phases are float32 products, and the port says so",
-        (Change("numpy_backend", CAPABILITIES, 'Capabilities(dtypes=("float32", "float64"), phases=("float32",))'),),
+        (Change("numpy_backend", CAPABILITIES, CAPABILITIES.replace("verbs", 'phases=("float32",), verbs')),),
     ),
 )
 LEGAL = {legal.name: legal for legal in ALL}

@@ -17,6 +17,7 @@ LEVELS = (
     "gradients",
     "training",
     "sampling",
+    "padding",
     "refusals",
     "float64",
     "bfloat16",

@@ -27,6 +27,7 @@ class Mistake:
     after: str
     says: str
     channels: tuple[str, ...]
+    random: bool = False  # answers differ from run to run: a diagnosis knows it by where they do, and not by their values
 
     def backend(self) -> Backend:
         """A NumPy port with this mistake."""
@@ -40,9 +41,11 @@ class Place(NamedTuple):
     before: str
     channels: tuple[str, ...]
 
-    def __call__(self, name: str, after: str, says: str, channels: tuple[str, ...] | None = None) -> Mistake:
+    def __call__(
+        self, name: str, after: str, says: str, channels: tuple[str, ...] | None = None, *, random: bool = False
+    ) -> Mistake:
         """The mistake of writing ``after`` there."""
-        return Mistake(name, self.module, self.before, after, says, channels or self.channels)
+        return Mistake(name, self.module, self.before, after, says, channels or self.channels, random)
 
 
 # R1: the embedding
@@ -418,6 +421,7 @@ R8 = [
         "keep=(keep or dropout(config, tokens.shape, x.dtype, np.random.default_rng()))[i]",
         "evaluation drops, differently each time",
         ("logits", "determinism", "dropout"),
+        random=True,
     ),
     STEP(
         "dropout_in_generation",
@@ -462,7 +466,7 @@ R8 = [
         "every step of training drops the same values",
     ),
     SEEDED("dropout_seed_ignored", "np.random.default_rng(0)", "dropout does not follow its seed"),
-    SEEDED("dropout_unseeded", "np.random.default_rng()", "dropout cannot be repeated from its seed"),
+    SEEDED("dropout_unseeded", "np.random.default_rng()", "dropout cannot be repeated from its seed", random=True),
     D_KEEP("dropout_forgotten_in_gradient", "* 1.0", "the gradient passes through what was dropped"),
 ]
 
@@ -998,6 +1002,69 @@ TRAINING = [
     STEP_LOSS("loss_after_step", "return self._loss(tokens, targets)", "a step of training returns the loss after it"),
 ]
 
+# padding: texts of different lengths in one batch
+TEXT_READ = Place("numpy_backend", "logits[b, start:] = self._forward(tokens[b : b + 1, start:])[0]", ("padding",))
+STARTS = Place("numpy_backend", "enumerate(tokens.shape[1] - lengths)", ("padding",))
+PADDING_ZEROED = Place("protocol", "np.where(is_padding[..., None], 0, ", ("padding",))
+PADDING = [
+    TEXT_READ("padding_seen", "logits[b] = self._forward(tokens[b : b + 1])[0]", "padding is read as part of the text"),
+    TEXT_READ(
+        "padding_read_as_id_0",
+        "logits[b] = self._forward(np.where(np.arange(tokens.shape[1]) < start, 0, tokens[b : b + 1]))[0]",
+        "padding is read as id 0",
+    ),
+    TEXT_READ(
+        "padding_by_id",
+        "logits[b, start:] = model.forward(tokens[b : b + 1, start:], self._params._replace(embed=self._params.embed * "
+        "(np.arange(self.config.vocab_size) > 0)[:, None]), self.config, phase=self.phase)[0]",
+        "id 0 counts as padding inside a text as well",
+    ),
+    TEXT_READ(
+        "padding_embedded_as_mean",
+        "logits[b] = model.forward(np.where(np.arange(tokens.shape[1]) < start, self.config.vocab_size, tokens[b])[None], "
+        "self._params._replace(embed=np.vstack([self._params.embed, self._params.embed.mean(0)])), self.config, "
+        "phase=self.phase)[0]",
+        "padding is embedded as the mean of all ids",
+    ),
+    TEXT_READ(
+        "padding_one_too_few",
+        "logits[b, start:] = self._forward(tokens[b : b + 1, max(start - 1, 0) :])[0, min(start, 1) :]",
+        "the last token of the padding is read as the text's first",
+    ),
+    TEXT_READ(
+        "padding_one_too_many",
+        "logits[b, s:] = self._forward(tokens[b : b + 1, (s := min(start + 1, tokens.shape[1] - 1)) :])[0]",
+        "the first token of a text is taken for padding",
+    ),
+    TEXT_READ(
+        "padding_on_the_right",
+        "logits[b, start:] = self._forward(tokens[b : b + 1, : tokens.shape[1] - start])[0]",
+        "padding is looked for behind the text",
+    ),
+    TEXT_READ(
+        "padded_logits_in_front",
+        "logits[b, : tokens.shape[1] - start] = self._forward(tokens[b : b + 1, start:])[0]",
+        "the logits of a padded text stand at the front of their row",
+    ),
+    STARTS(
+        "padding_of_first_text",
+        "enumerate(tokens.shape[1] - lengths[:1].repeat(len(lengths)))",
+        "every text of a batch has the first one's length",
+    ),
+    STARTS(
+        "padding_of_longest_text",
+        "enumerate(tokens.shape[1] - lengths.max(keepdims=True).repeat(len(lengths)))",
+        "only what is padding in every text of a batch is left out",
+    ),
+    STARTS("lengths_reversed", "enumerate(tokens.shape[1] - lengths[::-1])", "lengths count from the last text"),
+    STARTS(
+        "lengths_are_starts",
+        "enumerate(np.minimum(lengths, tokens.shape[1] - 1))",
+        "lengths are taken for numbers of padding tokens",
+    ),
+    PADDING_ZEROED("padding_answered", "np.where(is_padding[..., None], 1, ", "the logits of padding are not zero"),
+]
+
 # repeatability, and whose memory is whose
 D_HEAD = Place("gradients", "d_x = d_logits @ params.lm_head.T", ("determinism",))
 PARAMS = Place("numpy_backend", "return Params(*(weight.copy() for weight in self._params))", ("mutation",))
@@ -1009,17 +1076,20 @@ STEADY = [
         "params.decoder[p]",
         "the decoder sums in a random order",
         ("determinism",),
+        random=True,
     ),
     HEAD(
         "logits_tremble",
         "return x @ params.lm_head * (1 + 1e-8 * float(np.random.default_rng().random()))",
         "logits differ from run to run",
         ("determinism",),
+        random=True,
     ),
     D_HEAD(
         "gradients_tremble",
         "d_x = d_logits @ params.lm_head.T * (1 + 1e-8 * float(np.random.default_rng().random()))",
         "gradients differ from run to run",
+        random=True,
     ),
     PARAMS("params_shared", "return self._params", "params() hands out the model's own weights"),
     EXPORTED_MEMORIES("exported_state_shared", "native.layers", "an exported state is the model's own memory"),
@@ -1052,6 +1122,9 @@ STATE_SHAPES = Place(
 STATE_LAYERS = Place("checks", "if len(shapes) != config.n_layer or any(", ("refusals",))
 STATE_POSITION = Place("checks", "if not 0 <= state.position < MAX_POSITION:", ("refusals",))
 LENGTH = Place("sampling", "if max_new_tokens < 0:", ("refusals",))
+LENGTHS_SHAPE = Place("protocol", "if found.shape != (B,):", ("refusals",))
+LENGTHS_KIND = Place("protocol", 'found.dtype.kind not in "iu"', ("refusals",))
+LENGTHS_RANGE = Place("protocol", "(found < 1) | (found > T)", ("refusals",))
 TEMPERATURE = Place("sampling", 'if not 0 <= temperature < float("inf"):', ("refusals",))
 TOP_K_SIGN = Place("sampling", "if top_k is not None and top_k < 0:", ("refusals",))
 SEED = Place("sampling", "if not 0 <= seed < 2**64:", ("refusals",))
@@ -1087,8 +1160,14 @@ REFUSALS = [
     ),
     TEMPERATURE("nan_temperature_let_through", "if temperature < 0:", "a temperature of NaN or infinity is let through"),
     TOP_K_SIGN("negative_top_k_let_through", "if False:", "a negative top_k is let through"),
+    LENGTHS_SHAPE(
+        "lengths_broadcast", "if (found := np.broadcast_to(found, (B,))) is None:", "lengths of another shape are broadcast"
+    ),
+    LENGTHS_KIND("float_lengths_let_through", 'found.dtype.kind not in "iuf"', "floating point lengths are truncated"),
+    LENGTHS_RANGE("no_length_let_through", "found > T", "a text of no tokens is let through where it is padded"),
+    LENGTHS_RANGE("lengths_beyond_rows_let_through", "found < 1", "a length beyond its row is let through"),
     SEED("seed_unchecked", "if False:", "a seed beyond 64 bits is let through"),
 ]
 
-RULES = (R1, R2, R3, R4, R5, R6, R7, R8, R9, R10, R11, R12, R13, R14, R15, TRAINING, STEADY, REFUSALS)
+RULES = (R1, R2, R3, R4, R5, R6, R7, R8, R9, R10, R11, R12, R13, R14, R15, TRAINING, PADDING, STEADY, REFUSALS)
 MISTAKES = {mistake.name: mistake for rule in RULES for mistake in rule}

@@ -42,6 +42,7 @@ DEAR = {
     "states": 2,
     "properties": 2,
     "sampling": 3,
+    "padding": 3,
     "phases": 5,
     "training": 12,
     "mutation": 4,
@@ -60,7 +61,8 @@ SMOKE_LOGITS = (
     "mixed_scales",
     "wide_vocabulary",
 )
-IN_FLOAT32_PHASES = ("logits", "phases")
+IN_OTHER_PHASES = ("logits", "phases")
+RELATIVE = ("padding",)  # rests on an offset of positions changing nothing, which phases in float32 do not keep
 ONCE = ("dropout", "refusals", "sampling")  # in the first dtype only: they look at choices, not at rounding
 
 
@@ -104,32 +106,34 @@ def plan(
     *,
     dtypes: Sequence[str] = (),
     channels: Sequence[str] = (),
+    phases: Sequence[Phase] = (),
     case: Case | None = None,
 ) -> list[Check]:
     """Everything that a tier looks at; with a case, every channel on that case alone."""
     wanted = [CHANNELS[name] for name in channels or CHANNELS]
     base = next((d for d in (*dtypes, *ALL) if d in capabilities.dtypes), ALL[0])
+    home = next((phase for phase in PHASES if phase in capabilities.phases), PHASES[0])
     return [
         check(tier, capabilities, channel, dtype, phase, base, case)
         for dtype in dtypes or ALL
-        for phase in PHASES
+        for phase in phases or PHASES
         for channel in wanted
-        if applies(channel, dtype, phase, base) and (case or channels or in_tier(tier, channel, dtype, phase, base))
+        if applies(channel, dtype, phase, base, home) and (case or channels or in_tier(tier, channel, dtype, phase, base, home))
     ]
 
 
-def applies(channel: Channel, dtype: str, phase: Phase, base: str) -> bool:
-    """Whether a channel has anything to say here."""
-    if channel.name in ONCE and dtype != base:
+def applies(channel: Channel, dtype: str, phase: Phase, base: str, home: Phase) -> bool:
+    """Whether a channel has anything to say here: all have where the port is at home, two in its other phases."""
+    if (channel.name in ONCE and dtype != base) or (channel.name in RELATIVE and phase == "float32"):
         return False
-    return dtype in channel.dtypes and (phase == "exact" or (channel.name in IN_FLOAT32_PHASES and dtype == base))
+    return dtype in channel.dtypes and (phase == home or (channel.name in IN_OTHER_PHASES and dtype == base))
 
 
-def in_tier(tier: Tier, channel: Channel, dtype: str, phase: Phase, base: str) -> bool:
+def in_tier(tier: Tier, channel: Channel, dtype: str, phase: Phase, base: str, home: Phase) -> bool:
     """Whether a tier has time for it."""
     if tier.name != "smoke":
         return True
-    return phase == "exact" and channel.name in (SMOKE if dtype == base else SMOKE_OTHER_DTYPES)
+    return phase == home and channel.name in (SMOKE if dtype == base else SMOKE_OTHER_DTYPES)
 
 
 def check(

@@ -49,6 +49,11 @@ def another(model: Model) -> Model:
     return copy(model)
 
 
+def lengths(case: Case) -> Array:
+    """One length for each text: the whole row."""
+    return np.full(case.batch, case.time)
+
+
 MISTAKES: dict[str, dict[str, Callable[[Model, Case], object]]] = {
     "forward": {
         "id_too_large": lambda m, c: m.forward(with_one(c.tokens, c.config.vocab_size)),
@@ -79,6 +84,13 @@ MISTAKES: dict[str, dict[str, Callable[[Model, Case], object]]] = {
     },
     "gradients": {
         "targets_of_another_shape": lambda m, c: m.gradients(c.tokens, np.concatenate([c.targets, c.targets])),
+    },
+    "padded": {
+        "no_token_left": lambda m, c: m.forward_padded(c.tokens, with_one(lengths(c), 0)),
+        "length_beyond_its_row": lambda m, c: m.forward_padded(c.tokens, with_one(lengths(c), c.time + 1)),
+        "one_length_for_all": lambda m, c: m.forward_padded(c.tokens, c.time),
+        "lengths_of_floats": lambda m, c: m.forward_padded(c.tokens, lengths(c) * 1.0),
+        "id_negative_as_padding": lambda m, c: m.forward_padded(with_one(c.tokens[..., ::-1], -1)[..., ::-1], lengths(c)),
     },
     "state": {
         "exported_state_with_a_layer_more": lambda m, c: m.import_state(misfit(c)),

@@ -200,14 +200,17 @@ class Run:
 
         The case is the one that failed first: on the smallest one many mistakes look alike.
         """
-        from bdh_conformance.diagnosis import explanations, say  # hundreds of wrong specifications, built when one is needed
+        # Hundreds of wrong specifications: built when one is needed.
+        from bdh_conformance.diagnosis import explanations, repeated, say
 
         traces = replace(check, channel=CHANNELS["traces"])
         channel = traces.channel if self.traceable(check) and self.compared(traces, case).status == "failed" else check.channel
         try:
-            observed = channel.observe(self.load(replace(case), check.dtype, check.phase), replace(case))
+            observed, *others = repeated(
+                lambda: channel.observe(self.load(replace(case), check.dtype, check.phase), replace(case))
+            )
             expected = {} if channel.judge else channel.expected(case, check.dtype, check.phase)
-            found = explanations(observed, channel.observe, case, check.dtype, check.phase, expected)
+            found = explanations(observed, channel.observe, case, check.dtype, check.phase, expected, others=others)
         except Exception:  # noqa: BLE001  the port that fails here has failed before: nothing to compare mistakes with
             return
         yield "\n  ".join(say(found).splitlines())
@@ -215,7 +218,9 @@ class Run:
     def program(self, check: Check) -> str:
         """The start of the line that shows it again."""
         device = f" --device {self.device}" if self.device else ""
-        return f"bdh-conform {self.name or self.backend.name}{device} --channel {check.channel.name} --dtype {check.dtype}"
+        phase = f" --phase {check.phase}" if check.phase != "exact" else ""
+        port = f"{self.name or self.backend.name}{device}"
+        return f"bdh-conform {port} --channel {check.channel.name} --dtype {check.dtype}{phase}"
 
 
 def origin(judged: Judged) -> Case:

@@ -6,7 +6,7 @@ python -m bdh_conformance.score, or make conformance-score
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import click
@@ -16,7 +16,7 @@ from rich.table import Table
 
 from bdh_conformance.cases import Case
 from bdh_conformance.channels import CHANNELS
-from bdh_conformance.diagnosis import explanations
+from bdh_conformance.diagnosis import explanations, repeated
 from bdh_conformance.hostile import HOSTILE
 from bdh_conformance.legal import LEGAL
 from bdh_conformance.mistakes import MISTAKES, Mistake
@@ -62,9 +62,9 @@ def first_failure(backend: Backend, channel: str) -> tuple[Check, Case] | None:
 def names(mistake: Mistake, check: Check, case: Case) -> bool:
     """Whether the diagnosis of a failure gives the mistake among its first three."""
     run = Run(mistake.backend())
-    observed = check.channel.observe(run.load(case, check.dtype, check.phase), case)
+    observed, *others = repeated(lambda: check.channel.observe(run.load(own := replace(case), check.dtype, check.phase), own))
     expected = {} if check.channel.judge else check.channel.expected(case, check.dtype, check.phase)
-    found = explanations(observed, check.channel.observe, case, check.dtype, check.phase, expected)
+    found = explanations(observed, check.channel.observe, case, check.dtype, check.phase, expected, others=others)
     return mistake.name in [known.name for group in found[:3] for known in group]
 
 

@@ -19,6 +19,7 @@ from numpy.typing import DTypeLike
 
 import bdh_spec
 from bdh_conformance.cases import Case
+from bdh_conformance.channels import by_pair
 from bdh_conformance.reference import Specification
 from bdh_conformance.tolerances import FLOAT64, FLOOR, Expectation, expect, honest
 from bdh_spec import SPEC_VERSION, BDHConfig, BDHError, Model, Params, RecurrentState
@@ -153,6 +154,49 @@ def decode(model: Model, vector: Vector, start: int) -> dict[str, Array]:
         logits.append(part)
     memories = model.export_state(state).layers
     return {"logits": np.concatenate(logits, axis=1)} | {f"layers.{i}.state": memory for i, memory in enumerate(memories)}
+
+
+def in_pairs(judged: Judged) -> Judged:
+    """The same with each state judged by pairs of neurons, as NAME_by_pair: see ``by_pair``."""
+    vector = judged.vector
+    found = {dtype: expect(lambda p: states(p, vector), vector.params, dtype) for dtype in DTYPES}
+
+    def expected(name: str, published: Mapping[str, Expectation]) -> Mapping[str, Expectation]:
+        if not is_state(name):
+            return published
+        return {dtype: narrower(published[dtype], found[dtype][paired_name(name)]) for dtype in DTYPES}
+
+    return Judged(vector, {paired_name(name): expected(name, by_dtype) for name, by_dtype in judged.expected.items()})
+
+
+def states(params: Params, vector: Vector) -> dict[str, Array]:
+    """The states of every text that the vector decodes, by pairs of neurons."""
+    model = Specification(params, vector.config, vector.phase)
+    texts = {f"decode.{start}.{name}": v for start in vector.starts for name, v in decode(model, vector, start).items()}
+    return {name: value for name, value in paired(texts).items() if name.endswith("_by_pair")}
+
+
+def narrower(published: Expectation, found: Expectation) -> Expectation:
+    """A published state by pairs: the tolerance that the rule of all tolerances gives for them, or the published one if less.
+
+    The published one was made neuron by neuron. It holds for pairs as well, because the relative error of a pair is at most
+    that of the worse of its neurons, and the rule taken over the runs that it was made from could give no more.
+    """
+    allowed, slope = min(published.allowed, found.allowed), min(published.allowed_slope, found.allowed_slope)
+    return Expectation(by_pair(published.reference), allowed, slope)
+
+
+def paired(tensors: Mapping[str, Array]) -> dict[str, Array]:
+    """Tensors by name, each state by pairs of neurons."""
+    return {paired_name(name): by_pair(value) if is_state(name) else value for name, value in tensors.items()}
+
+
+def paired_name(name: str) -> str:
+    return f"{name}_by_pair" if is_state(name) else name
+
+
+def is_state(name: str) -> bool:
+    return name.endswith(".state")
 
 
 def judge(vector: Vector) -> Judged:

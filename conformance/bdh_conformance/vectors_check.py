@@ -15,7 +15,17 @@ from bdh_conformance.cases import Case
 from bdh_conformance.diagnosis import explanations
 from bdh_conformance.mistakes import Mistake
 from bdh_conformance.tolerances import Expectation
-from bdh_conformance.vectors import SUFFIXES, Judged, VectorsError, case_folders, observe, read
+from bdh_conformance.vectors import (
+    SUFFIXES,
+    Judged,
+    VectorsError,
+    case_folders,
+    in_pairs,
+    observe,
+    paired,
+    paired_name,
+    read,
+)
 from bdh_spec import Model
 from bdh_spec.files import read_safetensors
 from bdh_spec.params import Array
@@ -55,6 +65,7 @@ class CaseReport:
     judged: Judged
     actual: Mapping[str, Array]
     verdicts: tuple[Verdict, ...]
+    expected: Mapping[str, Mapping[str, Expectation]]  # the vector's, with states by pairs of neurons
 
     @property
     def case(self) -> str:
@@ -84,17 +95,26 @@ def check(vectors: Path, outputs: Path, dtype: str | None = None) -> list[CaseRe
 
 def check_case(judged: Judged, folder: Path, dtype: str | None) -> CaseReport:
     """Every tensor of a case."""
-    actual = read_outputs(folder, judged)
-    verdicts = [verdict(name, actual.get(name), by_dtype, dtype) for name, by_dtype in judged.expected.items()]
-    return CaseReport(judged, actual, tuple(verdicts))
+    actual, pairs = read_outputs(folder, judged), in_pairs(judged).expected
+    verdicts = [verdict(name, actual.get(name), by_dtype, pairs, dtype) for name, by_dtype in judged.expected.items()]
+    return CaseReport(judged, actual, tuple(verdicts), pairs)
 
 
-def verdict(name: str, actual: Array | None, by_dtype: Mapping[str, Expectation], dtype: str | None) -> Verdict:
-    """One tensor, held to the dtype of its file."""
+def verdict(
+    name: str,
+    actual: Array | None,
+    by_dtype: Mapping[str, Expectation],
+    pairs: Mapping[str, Mapping[str, Expectation]],
+    dtype: str | None,
+) -> Verdict:
+    """One tensor, held to the dtype of its file; a state by pairs of neurons if its shape is right."""
     if actual is None:
         return Verdict(name)
     held_to = dtype or (actual.dtype.name if actual.dtype.name in by_dtype else "float32")
-    return Verdict(name, held_to, compare(name, actual, by_dtype[held_to]))
+    if actual.shape != by_dtype[held_to].reference.shape:
+        return Verdict(name, held_to, compare(name, actual, by_dtype[held_to]))
+    ((judged_as, values),) = paired({name: actual}).items()
+    return Verdict(name, held_to, compare(judged_as, values, pairs[judged_as][held_to]))
 
 
 def read_outputs(folder: Path, judged: Judged) -> dict[str, Array]:
@@ -169,9 +189,9 @@ def explain(report: CaseReport, branches: tuple[str, ...], among: list[Mistake] 
     def observe_claimed(model: Model, _: Case) -> dict[str, Array]:
         inputs = {name: value.copy() for name, value in vector.inputs.items()}  # a mistake may overwrite what it is given
         seen = observe(model, replace(vector, inputs=inputs))
-        return {name: seen[name] for name in claimed}
+        return paired({name: seen[name] for name in claimed})
 
-    actual = {name: report.actual[name] for name in claimed}
-    expected = {name: report.judged.expected[name][dtype] for name, dtype in claimed.items()}
+    actual = paired({name: report.actual[name] for name in claimed})
+    expected = {paired_name(name): report.expected[paired_name(name)][dtype] for name, dtype in claimed.items()}
     dtype = "float32" if "float32" in claimed.values() else "float64"
     return explanations(actual, observe_claimed, vector, dtype, vector.phase, expected, among)

@@ -10,14 +10,16 @@ import pytest
 import bdh_spec
 from bdh_conformance import dropout, kinks
 from bdh_conformance.cases import CONFIGS, COVERAGE, POOL, Case
-from bdh_conformance.channels import load
+from bdh_conformance.channels import CHANNELS, load, padded_lengths
 from bdh_conformance.hostile import HOSTILE
+from bdh_conformance.levels import levels
 from bdh_conformance.mistakes import MISTAKES
 from bdh_conformance.outcomes import BAD, Result
 from bdh_conformance.plan import TIERS, Tier, plan
 from bdh_conformance.reference import Specification
 from bdh_conformance.runner import Run
-from bdh_spec import Backend
+from bdh_spec import Backend, Params
+from bdh_spec.gradients import gradients
 
 SHORT = Tier("short", 4, 2, "a cut-down standard")
 
@@ -31,6 +33,12 @@ PLANTED = {
     "chunk_blind": "decode",
     "dropout_missing": "dropout",
     "dropout_in_evaluation": "dropout",
+    "dropout_seed_ignored": "dropout",
+    "dropout_unseeded": "dropout",
+    "dropout_forgotten_in_gradient": "dropout",
+    "imported_state_shared": "mutation",
+    "padding_one_too_few": "padding",
+    "padding_by_id": "padding",
     "adam_decay_missing": "training",
     "ties_dropped": "sampling",
     "greedy_highest_id": "sampling",
@@ -111,6 +119,32 @@ def test_what_a_port_does_not_claim_is_not_passed() -> None:
     assert all(check.dtype == "float32" and check.phase == "exact" for check in checks if not check.reason)
 
 
+def test_a_port_of_float32_phases_alone_is_looked_at_as_closely():
+    def checked(*phases):
+        capabilities = bdh_spec.Capabilities(phases=phases)
+        return [check for check in plan(TIERS["standard"], capabilities, dtypes=("float32",)) if not check.reason]
+
+    assert len(checked("float32")) == len(checked("exact"))
+    assert {check.phase for check in checked("float32")} == {"float32"}
+
+
+def test_padded_texts_are_claimed_by_name_only() -> None:
+    (padding,) = plan(TIERS["standard"], bdh_spec.Capabilities(), channels=("padding",), dtypes=("float32",))
+    assert padding.reason == "the port does not claim the verb padded"
+    unclaimed = Run(bdh_spec.get_backend("numpy"))
+    unclaimed.run(padding)
+    assert levels(unclaimed.results)["padding"] == "not claimed"
+
+
+def test_texts_are_padded_to_every_length() -> None:
+    for config, batch, time in POOL:
+        if time > 1:
+            lengths = padded_lengths(Case(config, batch, time)).values()
+            assert {1, time} <= {length for row in lengths for length in row}
+            assert all((row >= 1).all() and (row <= time).all() for row in lengths)
+            assert batch == 1 or all(len(set(row)) > 1 for row in lengths)
+
+
 class Broken(type(bdh_spec.get_backend("numpy"))):
     name = "broken"
 
@@ -182,11 +216,40 @@ def test_gradient_cases_stand_clear_of_kinks() -> None:
 
 def test_dropout_masks_must_come_as_often_as_they_should() -> None:
     case = dropout.CASES[0]
-    spec = load(bdh_spec.get_backend("numpy"), case, "float64")
-    honest = dropout.observe(spec, case)
+    honest = CHANNELS["dropout"].observe(load(bdh_spec.get_backend("numpy"), case, "float64"), case)
     assert not any(c.complaint for c in dropout.judge(honest, case, "float64", "exact"))
-    repeated = honest | {"losses": np.repeat(honest["losses"][:4], dropout.DRAWS // 4)}
+    repeated = honest | {"losses": np.resize(honest["losses"][: dropout.SEEDED], dropout.DRAWS)}
     assert [c.stage for c in dropout.judge(repeated, case, "float64", "exact") if c.complaint] == ["training.frequencies"]
+
+
+@pytest.mark.parametrize("case", dropout.CASES, ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_two_seeds_hardly_ever_drop_the_same(case: Case, dtype: str) -> None:
+    assert np.sum(dropout.outcomes(case, dtype).chances ** 2) ** dropout.SEEDED < 1e-12
+
+
+@pytest.mark.parametrize("case", dropout.CASES, ids=str)
+def test_no_mask_brings_a_relu_of_the_dropout_cases_to_its_kink(case: Case) -> None:
+    for mask in dropout.outcomes(case, "float32").masks:
+        keep = dropout.kept(mask[None], case, np.dtype(np.float64))
+        assert kinks.is_clear(case.tokens, case.params, case.config, keep)
+
+
+@pytest.mark.parametrize("case", dropout.CASES, ids=str)
+def test_masks_of_one_loss_have_one_gradient(case: Case) -> None:
+    possible = dropout.outcomes(case, "float64")
+    for mask in np.random.default_rng(1).integers(0, 2, (200, possible.masks.shape[1])).astype(np.float64):
+        value, slopes = masked(case, mask)
+        outcome = dropout.which(np.array([value]), possible)[0]
+        assert value == pytest.approx(possible.losses[outcome], abs=dropout.SAME)
+        for slope, same in zip(slopes, masked(case, possible.masks[outcome])[1], strict=True):
+            np.testing.assert_allclose(slope, same, atol=1e-12)
+
+
+def masked(case: Case, mask: np.ndarray) -> tuple[float, Params]:
+    """The loss and its slopes under a mask."""
+    keep = dropout.kept(mask[None], case, np.dtype(np.float64))
+    return gradients(case.tokens, case.tokens, case.params, case.config, keep=keep)
 
 
 def test_a_result_keeps_its_failure() -> None:

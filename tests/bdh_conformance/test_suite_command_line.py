@@ -70,6 +70,19 @@ def test_a_case_can_be_pasted_back(conform, planted: str) -> None:
     assert "--channel decode --dtype float32" in out
 
 
+@pytest.mark.parametrize(("phase", "ids"), [("exact", {"logits/float32"}), ("float32", {"logits/float32/float32_phases"})])
+def test_a_run_can_be_restricted_to_a_phase(conform, tmp_path: Path, phase: str, ids: set[str]) -> None:
+    file = tmp_path / "report.json"
+    words = ("--tier", "smoke", "--channel", "logits", "--dtype", "float32", "--phase", phase)
+    assert conform("numpy", *words, "--json", file)[0] == 0
+    assert {check["id"] for check in json.loads(file.read_text())["checks"]} == ids
+
+
+def test_a_failure_of_float32_phases_names_its_phase(conform, planted: str) -> None:
+    _, out, _ = conform(planted, "--tier", "smoke", "--channel", "logits", "--dtype", "float32", "--phase", "float32")
+    assert "--channel logits --dtype float32 --phase float32 --case 'B" in out
+
+
 def test_a_run_that_checked_nothing_fails(conform) -> None:
     status, out, _ = conform("numpy", "--dtype", "bfloat16")
     assert status == 1
@@ -85,6 +98,7 @@ def test_a_run_that_checked_nothing_fails(conform) -> None:
         (["json:JSONDecoder"], "json:JSONDecoder is no bdh_spec.Backend"),
         (["numpy", "--dtype", "float8"], "'float8' is none of float32"),
         (["numpy", "--channel", "smell"], "'smell' is none of logits"),
+        (["numpy", "--phase", "half"], "Invalid value for '--phase': 'half' is not one of 'exact', 'float32'"),
         (["numpy", "--device", "abacus"], "numpy has no device 'abacus' here"),
         (["numpy", "--case", "B1"], "the case 'B1' lacks"),
         (["numpy", "--tier", "endless"], "Invalid value for '--tier': 'endless' is not one of"),

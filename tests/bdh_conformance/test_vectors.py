@@ -11,8 +11,12 @@ from click.testing import CliRunner, Result
 from safetensors.numpy import load_file, save_file
 
 from bdh_conformance import Expectation, assert_agrees, vectors
+from bdh_conformance.agreement import compare
+from bdh_conformance.channels import by_pair
 from bdh_conformance.kinks import is_clear
+from bdh_conformance.mistakes import MISTAKES
 from bdh_conformance.tolerances import FLOAT64
+from bdh_conformance.vectors_check import Verdict, verdict
 from bdh_conformance.vectors_cli import vectors as command
 from bdh_spec import get_backend
 from bdh_spec.sampling import probabilities
@@ -226,6 +230,53 @@ def test_whole_numbers_and_uniform_draws_agree_to_the_last_bit(exported: Path, o
     table[3] = np.nextafter(table[3], np.float32(1))
     table.tofile(outputs / "frequencies.f32")
     assert "differs from the specification at frequencies" in run("check", exported, outputs.parent).stdout
+
+
+def test_a_state_is_judged_by_pairs_of_neurons() -> None:
+    """Rotation can leave one neuron of a pair with nothing but rounding: its own relative error says nothing."""
+    name, state = "decode.0.layers.0.state", np.random.default_rng(1).normal(size=(1, 1, 4, 3))
+    state[:, :, 1] *= 1e-9
+    published = {"float32": Expectation(state, 1e-6, 1e-6)}
+    pairs = {f"{name}_by_pair": {"float32": Expectation(by_pair(state), 1e-6, 1e-6)}}
+
+    def judged(neuron: int, off: float) -> Verdict:
+        actual = state.copy()
+        actual[:, :, neuron] += off
+        return verdict(name, actual, published, pairs, "float32")
+
+    assert compare(name, state * [[[[1], [2], [1], [1]]]], published["float32"]).complaint
+    assert judged(1, 1e-9).status == "agrees"
+    assert judged(1, 1e-4).status == judged(2, 1e-4).status == "differs"
+    assert "pair 0" in judged(1, 1e-4).comparison.complaint
+    assert (
+        "shape (1, 1, 2, 3), wanted (1, 1, 4, 3)" in verdict(name, state[:, :, :2], published, pairs, None).comparison.complaint
+    )
+
+
+@pytest.mark.parametrize("folder", CASES, ids=lambda folder: folder.name)
+def test_a_pair_of_neurons_is_allowed_no_more_than_the_published_neurons(folder: Path) -> None:
+    published = vectors.read(folder)
+    pairs = vectors.in_pairs(published).expected
+    states = [name for name in published.expected if name.endswith(".state")]
+    assert list(pairs) == [f"{name}_by_pair" if name in states else name for name in published.expected]
+    for name, by_dtype in published.expected.items():
+        for dtype, expectation in by_dtype.items():
+            found = pairs[f"{name}_by_pair" if name in states else name][dtype]
+            assert found.allowed <= expectation.allowed
+            assert found.allowed_slope <= expectation.allowed_slope
+            assert found.allowed >= (FLOAT64 if name in states and dtype == "float64" else 0)
+
+
+def test_a_wrong_state_differs_and_is_diagnosed(exported: Path, outputs: Path) -> None:
+    vector = vectors.read(CASES[0]).vector
+    wrong = MISTAKES["state_written_unrotated"].backend().load(vector.params, vector.config)
+    for name, value in vectors.observe(wrong, vector).items():
+        if name.startswith("decode"):
+            spoil(outputs, name, value)
+    text = run("check", exported, outputs.parent).stdout
+    assert "(state_written_unrotated)" in text
+    spoil(outputs, "decode.0.layers.0.state", np.fromfile(outputs / "decode.0.layers.0.state.f32", "<f4") * 1.01)
+    assert f"{outputs.name} differs from the specification at decode.0.l" in run("check", exported, outputs.parent).stdout
 
 
 def test_json_tells_every_tensor(exported: Path, outputs: Path) -> None:

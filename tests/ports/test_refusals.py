@@ -74,6 +74,31 @@ MISTAKES: dict[str, tuple[Mistake, type[BDHError], str]] = {
         StateError,
         "tokens of 2 texts, a state of 3: they must be the same texts",
     ),
+    "lengths of another shape": (
+        lambda m: m.forward_padded(GOOD, [5]),
+        TokensError,
+        "lengths have shape (1,), tokens (2, 5): give one length per text",
+    ),
+    "lengths of floats": (
+        lambda m: m.forward_padded(GOOD, [5.0, 5.0]),
+        TokensError,
+        "lengths are float64: give whole numbers, such as int64",
+    ),
+    "length of nothing": (
+        lambda m: m.forward_padded(GOOD, [5, 0]),
+        TokensError,
+        "length 0 of text 1 does not fit its row of 5 tokens: lengths run from 1 to 5",
+    ),
+    "length beyond its row": (
+        lambda m: m.forward_padded(GOOD, [6, 5]),
+        TokensError,
+        "length 6 of text 0 does not fit its row of 5 tokens: lengths run from 1 to 5",
+    ),
+    "padding outside": (
+        lambda m: m.forward_padded(with_one(GOOD, V), [5, 1]),
+        TokensError,
+        f"token {V} at [1, 2] is outside the vocabulary of {V}: ids run from 0 to {V - 1}",
+    ),
     "state of no texts": (lambda m: m.init_state(0), StateError, "a state of 0 texts: ask for 1 or more"),
     "exported state of another model": (
         lambda m: m.import_state(other_state()),

@@ -53,6 +53,11 @@ def values(x: Tensor, nh: int) -> Tensor:
     return x.expand(nh, *x.shape).flatten(0, 1)
 
 
+def without_padding(v: Tensor, kept: Tensor) -> Tensor:
+    """Values (h*B, T, D) of which those of padding are zero, so that nobody sees it; ``kept`` (B, T) is 0 there, else 1."""
+    return v * kept.to(v.dtype).repeat(len(v) // len(kept), 1)[..., None]
+
+
 def _scores(rotated: Tensor) -> Tensor:
     return torch.bmm(rotated, rotated.mT).tril_(-1)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from bdh_spec import AdamW, BDHConfig, CapabilityError, RecurrentState
 from bdh_spec.model import Stages
 from bdh_spec.params import Array, Params
-from bdh_spec.protocol import Backend, Capabilities, Model
+from bdh_spec.protocol import VERBS, Backend, Capabilities, Model
 from bdh_spec.rope import Phase
 from bdh_torch.layer import wide
 from bdh_torch.model import BDH, State
@@ -44,7 +44,7 @@ class Optimizer:
 
     settings: AdamW
     adam: torch.optim.AdamW
-    seeds: torch.Generator
+    seeds: np.random.Generator  # not PyTorch's, which reads 32 bits of a seed
 
 
 class TorchModel(Model):
@@ -64,13 +64,20 @@ class TorchModel(Model):
     def optimizer(self, settings: AdamW) -> Optimizer:
         s = settings
         adam = torch.optim.AdamW(self._weights(), lr=s.learning_rate, betas=s.betas, eps=s.eps, weight_decay=s.weight_decay)
-        return Optimizer(settings, adam, torch.Generator().manual_seed(s.seed))
+        return Optimizer(settings, adam, np.random.default_rng(s.seed))
 
     @full_precision()
     @torch.no_grad()
     def _forward(self, tokens: Array) -> Array:
         logits, _ = self.module(self._to_device(tokens))
         return to_numpy(logits)
+
+    @full_precision()
+    @torch.no_grad()
+    def _forward_padded(self, tokens: Array, lengths: Array) -> Array:
+        T = tokens.shape[1]
+        kept = np.arange(T) >= T - lengths[:, None]  # B T
+        return to_numpy(self.module.trace(self._to_device(tokens), kept=self._to_device(kept)))
 
     @torch.no_grad()
     def _init_state(self, batch: int) -> State:
@@ -129,11 +136,11 @@ class TorchModel(Model):
         return value
 
     @contextmanager
-    def _dropping(self, seeds: torch.Generator) -> Iterator[None]:
+    def _dropping(self, seeds: np.random.Generator) -> Iterator[None]:
         """Train with masks of the optimiser's own seeds, and leave PyTorch's generators as they were."""
         device = torch.device(self.device)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(int(torch.randint(2**63 - 1, (), generator=seeds)))
+            torch.manual_seed(int(seeds.integers(2**63)))
             self.module.train()
             try:
                 yield
@@ -155,7 +162,7 @@ class TorchBackend(Backend):
     """The port named ``torch``."""
 
     name = "torch"
-    capabilities = Capabilities(dtypes=("float32", "bfloat16", "float16", "float64"))
+    capabilities = Capabilities(dtypes=("float32", "bfloat16", "float16", "float64"), verbs=VERBS)
 
     def version(self) -> str:
         return f"torch {torch.__version__}"

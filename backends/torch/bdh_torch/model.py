@@ -6,7 +6,6 @@ Axes: B batch, T time, h head (nh of them), N neurons per head, D embedding widt
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from bdh_spec.model import IGNORE
 from bdh_spec.params import INIT_STD
 from bdh_spec.rope import Phase
 from bdh_spec.sampling import check_sampling, sample, uniform
-from bdh_torch.attention import Note, attend, unnoted, write
+from bdh_torch.attention import Note, attend, unnoted, without_padding, write
 from bdh_torch.layer import Weights, layer, layer_norm, wide
 from bdh_torch.rope import Rotary, check_frequencies
 
@@ -82,12 +81,19 @@ class BDH(nn.Module):
             logits, _ = self.advance(self.init_state(idx.shape[0]), idx, donate=True)
         return logits, None if targets is None else loss(logits, targets)
 
-    def trace(self, idx: Tensor, note: Note = unnoted) -> Tensor:
-        """Logits by the parallel form; ``note`` is shown each stage under its name, layer after layer."""
+    def trace(self, idx: Tensor, note: Note = unnoted, kept: Tensor | None = None) -> Tensor:
+        """Logits by the parallel form; ``note`` is shown each stage under its name, layer after layer.
+
+        Where ``kept`` (B, T) is 0 there is padding, which changes no logit but its own.
+        """
+
+        def read(rotated: Tensor, v: Tensor) -> Tensor:
+            return attend(rotated, v if kept is None else without_padding(v, kept), None, note)
+
         x, rotations = self._start(idx, 0)
         note("embed", x)
         for _ in range(self.config.n_layer):
-            x = layer(x, self.weights, rotations, partial(attend, memory=None, note=note), self.drop, note)
+            x = layer(x, self.weights, rotations, read, self.drop, note)
         return note("logits", x @ self.lm_head)  # B T V  R11
 
     def init_state(self, batch: int = 1) -> State:
