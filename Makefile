@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+HF_TESTS := .venv/transformers-tests
+
 .PHONY: demo test conform conformance-score lint clean
 
 demo: .venv/.ready
@@ -24,11 +26,14 @@ lint: .venv/.ready
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The source distribution of transformers carries the tests of its own models, which are run on ours.
 .venv/.ready: pyproject.toml constraints.txt
 	@echo "Installing NumPy, PyTorch, MLX and JAX for the CPU into .venv: a few minutes the first time" >&2
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed: make PYTHON=python3.12" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
+	@$(BIN)/python -m pip download --quiet --disable-pip-version-check -c constraints.txt --no-deps --no-binary transformers -d $(HF_TESTS) transformers
+	@for source in $(HF_TESTS)/*.tar.gz; do tar -xzf "$$source" -C $(HF_TESTS) "$$(basename "$$source" .tar.gz)/tests" || exit 1; done
 	@touch $@
 
 clean:

@@ -1,6 +1,6 @@
 """The figures of the README: errors of every port, memory of decoding, and bdh_torch against the plain listing.
 
-python examples/measure.py errors | memory | speed
+python examples/measure.py errors | memory | speed | generate
 """
 
 from __future__ import annotations
@@ -160,6 +160,42 @@ def speed(layers: int, rounds: int) -> None:
         torch.no_grad()(lambda: ours.advance(state, text[:, :1], donate=True)),
     )
     say.print(table)
+
+
+@main.command()
+@click.option("--layers", default=6, show_default=True)
+@click.option("--rounds", default=5, show_default=True)
+@click.option("--new", default=24, show_default=True, help="Tokens of each text.")
+def generate(layers: int, rounds: int, new: int) -> None:
+    """A greedy token by BDHForCausalLM.generate against bdh_torch's, default size, after a prompt of 256: medians, and their ratio."""
+    from bdh_transformers import BDHConfig as Sizes
+    from bdh_transformers import BDHForCausalLM
+
+    theirs = BDHForCausalLM(Sizes(num_hidden_layers=layers)).eval()
+    ours = BDH(theirs.config.sizes)
+    weights = {name.removeprefix("backbone."): weight for name, weight in theirs.state_dict().items()}
+    head = weights.pop("lm_head.weight").T
+    ours.load_state_dict({**weights, "lm_head": head, "attn.freqs": ours.attn.freqs})
+    idx = torch.randint(256, (1, 256))
+    runs: dict[str, Callable[[int], object]] = {
+        "bdh_torch": lambda n: ours.generate(idx, n, temperature=0),
+        "transformers": lambda n: theirs.generate(idx, max_new_tokens=n, do_sample=False),
+    }
+    found: dict[str, list[float]] = {name: [] for name in runs}
+    for i in range(rounds + 1):
+        for name, run in runs.items():
+            per_token = (seconds(lambda: run(new + 1)) - seconds(lambda: run(1))) / new  # noqa: B023  called at once
+            found[name].extend([1000 * per_token] if i else [])  # the first round warms up
+    medians = {name: statistics.median(times) for name, times in found.items()}
+    table = Table("bdh_torch ms", "transformers ms", "transformers / bdh_torch")
+    table.add_row(*(f"{m:.1f}" for m in medians.values()), f"{medians['transformers'] / medians['bdh_torch']:.2f}")
+    say.print(table)
+
+
+def seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
 def listing() -> ModuleType:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,14 +10,14 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from bdh_convert import detect
+from bdh_convert import detect, tokenizer
 from bdh_convert.configs import complete, is_tied, refuse_alibi
 from bdh_convert.dialects import DIALECTS, GATE, Dialect, from_dialect, recognise
 from bdh_convert.frequencies import deviation, is_the_table
 from bdh_convert.metadata import parse_config
 from bdh_convert.tensors import Contents, Tensor
 from bdh_spec.config import BDHConfig
-from bdh_spec.errors import ParamsError
+from bdh_spec.errors import ForeignTokensWarning, ParamsError
 from bdh_spec.params import Params, check_params, shapes
 
 Freqs: TypeAlias = Literal["keep", "reset"]
@@ -31,12 +32,15 @@ class Checkpoint:
     weights: Params  # of Tensor
     config: BDHConfig
     freqs: Tensor | None = None  # a frequency table that is not BDH's, kept because the user said so
+    tokenizer: str | None = None  # if its tokens are no bytes: the class that transformers reads them with
     notes: tuple[str, ...] = ()  # what the user should know of how the file was read
 
 
 def read(path: Path, n_layer: int | None = None) -> tuple[Params, BDHConfig]:
     """The weights and configuration of a checkpoint; ``n_layer`` where nothing written tells it."""
     checkpoint = open_checkpoint(path, n_layer=n_layer)
+    for note in tokenizer.notes(checkpoint.tokenizer):
+        warnings.warn(f"{path}: {note}", ForeignTokensWarning, stacklevel=2)
     return Params(*(weight.load() for weight in checkpoint.weights)), checkpoint.config
 
 
@@ -60,15 +64,19 @@ def open_checkpoint(
     config, yet_more = complete(contents.config, Params(*(weight.shape for weight in weights)), n_layer, dropout)
     check_layout(weights, config)
     kept, last = _decide(tables, config, freqs)
-    return Checkpoint(path, spoken.name, weights, config, kept, (*notes, *more, *yet_more, *last))
+    told = (*tokenizer.notes(contents.tokenizer), *notes, *more, *yet_more, *last)
+    return Checkpoint(path, spoken.name, weights, config, kept, contents.tokenizer, told)
 
 
 def with_config(contents: Contents) -> Contents:
-    """The configuration of a file that has none of its own stands in a config.json beside it."""
-    beside = contents.path.parent / "config.json"
-    if contents.config is not None or contents.container == "hf" or not beside.is_file():
+    """What a file does not say itself stands in a config.json beside it: its configuration, and whose tokens it reads."""
+    if contents.container == "hf":
+        return tokenizer.with_tokenizer(contents, contents.path)
+    if contents.config is not None:
         return contents
-    return replace(contents, config=parse_config(beside, beside.read_bytes()))
+    beside = contents.path.parent / "config.json"
+    config = parse_config(beside, beside.read_bytes()) if beside.is_file() else None
+    return tokenizer.with_tokenizer(replace(contents, config=config), beside.parent)
 
 
 def with_head(contents: Contents, dialect: Dialect) -> tuple[Contents, list[str]]:

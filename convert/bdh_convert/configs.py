@@ -49,7 +49,7 @@ HARMLESS = frozenset(
     _attn_implementation_autoset chunk_size_feed_forward id2label label2id is_encoder_decoder tokenizer_class block_size
     batch_size learning_rate weight_decay max_iters warmup_iters grad_clip seed device compile run_name
     gradient_accumulation_steps epochs steps betas init_std fused_kernels max_seq_len context_length generation_config
-    temperature top_k top_p max_length min_length do_sample num_beams
+    temperature top_k top_p max_length min_length do_sample num_beams output_attentions output_hidden_states problem_type
     """.split()  # noqa: SIM905  one key a line would fill a page
 )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bdh_convert import hf_folder, npz_file, pickle_file, safetensors_file, verify
+from bdh_convert import hf_folder, npz_file, pickle_file, safetensors_file, tokenizer, verify
 from bdh_convert.checkpoint import Checkpoint, Freqs, open_checkpoint
 from bdh_convert.dialects import DIALECTS, Dialect, to_dialect
 from bdh_convert.metadata import about
@@ -136,9 +136,10 @@ def _counted(tensor: Tensor, total: int, watch: Watch) -> Tensor:
 
 
 def _write(part: Path, container: str, tensors: list[Tensor], wanted: Checkpoint, target: str) -> None:
-    said = about(wanted.config, target)
+    said = about(wanted.config, target, wanted.tokenizer)
     if container == "hf":
         hf_folder.write(part, tensors, said, wanted.config)
+        tokenizer.write(part, wanted.tokenizer)
     else:
         WRITERS[container](part, tensors, said)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from bdh_convert import detect, verify
+from bdh_convert import detect, tokenizer, verify
 from bdh_convert.checkpoint import Checkpoint, check_layout, leftovers, refuse_layers, with_config, with_head
 from bdh_convert.configs import complete, refuse_alibi
 from bdh_convert.dialects import Dialect, from_dialect, recognise
@@ -27,7 +27,7 @@ CLEARLY = 0.5  # nats per byte by which a head must do better lying on its side 
 def report(path: Path) -> dict[str, Any]:
     """Everything --inspect tells, under keys that stay."""
     contents = with_config(detect.contents(path))
-    suspicious: list[str] = []
+    suspicious = tokenizer.notes(contents.tokenizer)
     dialect = _recognised(contents, suspicious)
     checkpoint = _understood(contents, dialect, suspicious) if dialect else None
     tensors = [_statistics(tensor) for tensor in contents.tensors.values()]
@@ -39,6 +39,7 @@ def report(path: Path) -> dict[str, Any]:
         "dialect": dialect.name if dialect else None,
         "config": checkpoint.config.as_dict() if checkpoint else None,
         "config_as_written": _plain(contents.config),
+        "tokenizer": contents.tokenizer,
         "parameters": count(checkpoint.config) if checkpoint else None,
         "bytes": sum(tensor.nbytes for tensor in contents.tensors.values()),
         "loss": loss,

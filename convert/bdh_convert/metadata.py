@@ -12,13 +12,13 @@ from bdh_spec.config import BDHConfig
 from bdh_spec.errors import CheckpointError
 
 
-def about(config: BDHConfig, dialect: str) -> dict[str, str]:
-    """The canonical metadata, and the dialect that the names and layouts follow."""
-    return checkpoint.metadata(config) | {"dialect": dialect}
+def about(config: BDHConfig, dialect: str, tokenizer: str | None) -> dict[str, str]:
+    """The canonical metadata, the dialect that the names and layouts follow, and the tokenizer if tokens are no bytes."""
+    return checkpoint.metadata(config) | {"dialect": dialect} | ({"tokenizer": tokenizer} if tokenizer else {})
 
 
 def said_of_itself(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """The configuration and dialect among a file's metadata, as fields of Contents."""
+    """The configuration, dialect and tokenizer among a file's metadata, as fields of Contents."""
     if metadata.get("format") == checkpoint.STATE_FORMAT:
         raise CheckpointError(f"{path} is a saved recurrent state and holds no weights: name the checkpoint it came from")
     theirs = metadata.get("spec_version", checkpoint.SPEC_VERSION)
@@ -27,7 +27,12 @@ def said_of_itself(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
             f"{path} follows specification {theirs}, this is {checkpoint.SPEC_VERSION}: use a release that reads it"
         )
     dialect = metadata.get("dialect", "mlx" if metadata.get("format") == "mlx" else None)
-    return {"config": parse_config(path, metadata["config"]) if "spec_version" in metadata else None, "dialect": dialect}
+    ours = "spec_version" in metadata
+    return {
+        "config": parse_config(path, metadata["config"]) if ours else None,
+        "dialect": dialect,
+        "tokenizer": metadata.get("tokenizer") if ours else None,
+    }
 
 
 def parse_config(path: Path, text: str | bytes) -> dict[str, Any]:

@@ -79,4 +79,5 @@ class Contents:
     tensors: dict[str, Tensor]
     config: dict[str, Any] | None = None  # as written by whoever wrote it
     dialect: str | None = None  # when the file says so itself
+    tokenizer: str | None = None  # if its tokens are no bytes: the class that transformers reads them with
     ignored: tuple[str, ...] = ()  # entries that are no weights: optimizer, step, loss

@@ -6,6 +6,7 @@ import os
 import secrets
 import sys
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 import bdh_spec
-from bdh_spec import BDHConfig, BDHError, CheckpointError, Model, Params, State, StateError, TokensError
+from bdh_spec import BDHConfig, BDHError, CheckpointError, ForeignTokensWarning, Model, Params, State, StateError, TokensError
 from bdh_spec import checkpoint as files
 from bdh_spec.params import Array, count, fingerprint
 from bdh_spec.protocol import as_tokens
@@ -73,8 +74,7 @@ def command(
     seed = secrets.randbelow(2**32) if seed is None else seed
     check_sampling(max_new_tokens, temperature, top_k, seed)
     refuse_to_replace(save_state, load_state, force)
-    params, config = bdh_spec.read(checkpoint or named, n_layer)
-    refuse_other_than_bytes(config)
+    params, config = read_model_of_bytes(checkpoint or named, n_layer)
     model = bdh_spec.choose(backend).load(params, config, device=device, dtype=dtype)
     text = Text.begin(model, prompt_bytes(prompt), load_state, params)
     say = Console(stderr=True, quiet=quiet, highlight=False)
@@ -145,12 +145,16 @@ def refuse_to_replace(save: Path | None, load: Path | None, force: bool) -> None
         raise CheckpointError(f"{save.parent} is not a folder: nothing can be saved there")
 
 
-def refuse_other_than_bytes(config: BDHConfig) -> None:
-    """Tokens are written as bytes, so each must be one."""
+def read_model_of_bytes(checkpoint: Path | None, n_layer: int | None) -> tuple[Params, BDHConfig]:
+    """A checkpoint, refused if its tokens are not bytes, for each is written as one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ForeignTokensWarning)
+        params, config = bdh_spec.read(checkpoint, n_layer)
     if config.vocab_size > 256:
         raise TokensError(
             f"the checkpoint has {config.vocab_size} tokens, and bytes are 256: use its own tokenizer with bdh_spec.load"
         )
+    return params, config
 
 
 def show_backends() -> None:

@@ -52,6 +52,7 @@ def test_a_sound_file_is_described_and_nothing_is_suspicious(
         "dialect",
         "config",
         "config_as_written",
+        "tokenizer",
         "parameters",
         "bytes",
         "loss",

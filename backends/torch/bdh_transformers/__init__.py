@@ -5,14 +5,25 @@
 >>> model = AutoModelForCausalLM.from_pretrained("folder")  # doctest: +SKIP
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
+from bdh_transformers.attention_bdh import BDHParallelAttention, BDHRecurrentAttention
 from bdh_transformers.cache_bdh import BDHCache
 from bdh_transformers.configuration_bdh import BDHConfig
-from bdh_transformers.modeling_bdh import BDHForCausalLM, BDHModel, BDHParallelAttention, BDHRecurrentAttention
+from bdh_transformers.modeling_bdh import BDHForCausalLM, BDHModel
+from bdh_transformers.tokenization_bdh import BDHTokenizer
 
-__all__ = ["BDHCache", "BDHConfig", "BDHForCausalLM", "BDHModel", "BDHParallelAttention", "BDHRecurrentAttention"]
+__all__ = [
+    "BDHCache",
+    "BDHConfig",
+    "BDHForCausalLM",
+    "BDHModel",
+    "BDHParallelAttention",
+    "BDHRecurrentAttention",
+    "BDHTokenizer",
+]
 
 AutoConfig.register(BDHConfig.model_type, BDHConfig)
 AutoModel.register(BDHConfig, BDHModel)
 AutoModelForCausalLM.register(BDHConfig, BDHForCausalLM)
+AutoTokenizer.register(BDHConfig, BDHTokenizer)

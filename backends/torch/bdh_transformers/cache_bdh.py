@@ -30,20 +30,21 @@ class BDHStateLayer(CacheLayerMixin):
 
     def read_and_write(self, rotated: Tensor, v: Tensor) -> Tensor:
         """Attention (h*B, T, D) of these tokens to one another and to all earlier ones; then the state remembers them too."""
-        blank = self.state is None
-        if self.state is None:
-            self.lazy_initialization(rotated, v)
-        attention = attend(rotated, v, None if blank else self.state)
-        # Not in place where gradients are recorded: they need what the state was.
-        self.state = write(self.state, rotated, v, donate=not torch.is_grad_enabled())
-        self.length += v.shape[1]
+        attention = attend(rotated, v, self.state)  # before the first token there is nothing to read
+        self.remember(rotated, v)
         return attention
 
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """The state before the first token: zeros, of the size that these rotated neurons and values ask for."""
-        B, N, D = key_states.shape[0], key_states.shape[-1], value_states.shape[-1]
-        self.state = torch.zeros((B, N, D), dtype=wide(key_states.dtype), device=key_states.device)
+    def remember(self, rotated: Tensor, v: Tensor) -> None:
+        """Write these tokens into the state."""
+        state = blank(rotated, v) if self.state is None else self.state
+        # Not in place where gradients are recorded: they need what the state was.
+        self.state = write(state, rotated, v, donate=not torch.is_grad_enabled())
+        self.length += v.shape[1]
         self.is_initialized = True
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Start with a blank state."""
+        self.state, self.is_initialized = blank(key_states, value_states), True
 
     @property
     def batch_size(self) -> int:
@@ -82,7 +83,8 @@ class BDHStateLayer(CacheLayerMixin):
         """Refuse to forget the last tokens: what was added to a state cannot be told apart from the rest."""
         if tokens_to_remove:
             raise ValueError(
-                "the state of bdh_recurrent cannot be cropped: use model.set_attn_implementation('bdh_parallel'), which keeps rows"
+                "the state of bdh_recurrent cannot be cropped: use model.set_attn_implementation('bdh_parallel'),"
+                " which keeps rows"
             )
 
     def offload(self) -> None:
@@ -100,6 +102,12 @@ class BDHStateLayer(CacheLayerMixin):
             self.state = change(self.state.view(self.n_head, -1, *self.state.shape[1:])).flatten(0, 1)
 
 
+def blank(rotated: Tensor, v: Tensor) -> Tensor:
+    """The state before the first token: zeros, of the size that these rotated neurons and values ask for."""
+    B, N, D = rotated.shape[0], rotated.shape[-1], v.shape[-1]
+    return torch.zeros((B, N, D), dtype=wide(rotated.dtype), device=rotated.device)
+
+
 class BDHCache(Cache):
     """The cache of a model with this configuration, in the form of attention that it is set to at the moment.
 
@@ -115,16 +123,17 @@ class BDHCache(Cache):
         super().__init__(layers=list(layers))
 
 
-def check_cache(cache: Any, form: str) -> None:
+def check_cache(cache: Any, form: str | None) -> None:
     """Refuse a cache that this form of attention cannot use, before anything is lost in it."""
-    kinds = {type(layer) for layer in getattr(cache, "layers", [None])} or {getattr(cache, "layer_class_to_replicate", None)}
+    layers = getattr(cache, "layers", [None])
+    kinds: set[Any] = {type(layer) for layer in layers} or {getattr(cache, "layer_class_to_replicate", None)}
     needed = BDHStateLayer if form == "bdh_recurrent" else DynamicLayer
     if kinds != {needed}:
         found = type(cache).__name__ + "".join(f" of {kind.__name__}" for kind in kinds if kind is not None)
         raise ValueError(f"{form} cannot use a {found}: {_remedy(kinds, form)}")
 
 
-def _remedy(kinds: set[Any], form: str) -> str:
+def _remedy(kinds: set[Any], form: str | None) -> str:
     if form == "bdh_recurrent" and kinds == {DynamicLayer}:
         return "pass BDHCache(model.config), or use model.set_attn_implementation('bdh_parallel'), which keeps rows"
     if kinds == {BDHStateLayer}:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
 
 from bdh_spec.config import BDHConfig as Sizes
+from bdh_transformers.remote_code import ConfigWithCode
 
 FORMS = ("bdh_recurrent", "bdh_parallel", "eager")  # of attention; eager is what transformers calls the parallel one
 DEFAULT_FORM = "bdh_recurrent"
 
 
 @strict
-class BDHConfig(PreTrainedConfig):
+class BDHConfig(ConfigWithCode):
     """Sizes of a model, the ids of its special tokens, and whether its head is its embedding.
 
     >>> BDHConfig(hidden_size=64, num_attention_heads=2).sizes.n_neurons
@@ -22,7 +22,7 @@ class BDHConfig(PreTrainedConfig):
     """
 
     model_type = "bdh"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
 
     vocab_size: int = 256
     hidden_size: int = 256
@@ -36,6 +36,10 @@ class BDHConfig(PreTrainedConfig):
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
+
+    if TYPE_CHECKING:  # these would be two more options otherwise
+        _output_attentions: bool | None
+        _attn_implementation: str | None
 
     @property
     def sizes(self) -> Sizes:
@@ -61,6 +65,9 @@ class BDHConfig(PreTrainedConfig):
     def validate_architecture(self) -> None:
         """Refuse sizes of which no model can be made: N must be even, and all of them positive."""
         self.sizes  # noqa: B018  its constructor checks
+
+    def validate_token_ids(self) -> None:
+        """Padding may lie outside the vocabulary, as that of a tokenizer of bytes does: the model never looks it up."""
 
     def validate_output_attentions(self) -> None:
         """Refuse attention matrices where there are none."""

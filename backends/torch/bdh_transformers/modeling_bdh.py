@@ -1,19 +1,20 @@
 """BDH for transformers. The mathematics is that of ``bdh_torch``; here are masks, caches and the ways in and out.
 
-Axes: B batch, T time, h head (nh of them), N neurons per head, D embedding width, V vocabulary; S all tokens so far.
+Axes: B batch, T time, h head (nh of them), N neurons per head, D embedding width, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
+from transformers.generation import GenerationMode
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, slice_logits_to_keep
@@ -21,64 +22,16 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from bdh_torch.attention import attend, write
 from bdh_torch.layer import Weights, layer, layer_norm, wide
 from bdh_torch.rope import fixed_point, rotation
-from bdh_transformers.cache_bdh import BDHCache, BDHStateLayer, check_cache
+from bdh_transformers.attention_bdh import WHOLE_WITH_GRADIENTS, BDHParallelAttention, BDHRecurrentAttention
+from bdh_transformers.cache_bdh import BDHCache, check_cache
 from bdh_transformers.configuration_bdh import DEFAULT_FORM, FORMS, BDHConfig, demand_matrices
 
-CHUNK = 256  # tokens read at once on top of a state
-# The longest text that is read at once without a state: above it, time would grow with the square of the length.
-WHOLE, WHOLE_WITH_GRADIENTS = 512, 1024
-
 Rotations: TypeAlias = Callable[[int, int], Tensor]  # of the tokens from the first to before the second
-Read: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]  # rotated and values to attention and its matrix
 
-
-class BDHRecurrentAttention:
-    """Attention through a state of fixed size: all that is remembered, whatever the length of the text (R13)."""
-
-    def __call__(
-        self, layer: BDHLayer, rotated: Tensor, v: Tensor, past_key_values: Cache | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Rotated neurons (h*B, T, N) and values (h*B, T, D) to attention (h*B, T, D), and no matrix."""
-        if past_key_values is None:
-            return attend(rotated, v, None), None
-        return past_key_values.layers[layer.layer_idx].read_and_write(rotated, v), None
-
-
-class BDHParallelAttention:
-    """Attention to the rows of all earlier tokens: its matrix can be seen, and the last tokens can be taken back (R5)."""
-
-    def __call__(
-        self, layer: BDHLayer, rotated: Tensor, v: Tensor, past_key_values: Cache | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Rotated neurons (h*B, T, N) and values (h*B, T, D) to attention (h*B, T, D), and its matrix (B, h, T, S)."""
-        nh, T = layer.config.num_attention_heads, v.shape[1]
-        if past_key_values is None:
-            seen: dict[str, Tensor] = {}
-            attention = attend(rotated, v, None, note=lambda name, value: seen.setdefault(name, value))
-            return attention, batch_first(seen["scores"], nh)
-        keys, values = update_rows(layer, rotated, v, past_key_values)  # B h S N, B 1 S D
-        S, (B, D) = keys.shape[2], values.shape[::3]
-        scores = (batch_first(rotated, nh) @ keys.mT).tril(S - T - 1)  # B h T S
-        attention = scores.view(B, nh * T, S) @ values[:, 0]  # B h*T D: all heads have the same values
-        return attention.view(B, nh, T, D).transpose(0, 1).flatten(0, 1), scores
-
-
-ALL_ATTENTION_FUNCTIONS.register("bdh_recurrent", BDHRecurrentAttention())
-ALL_ATTENTION_FUNCTIONS.register("bdh_parallel", BDHParallelAttention())
-
-
-def batch_first(rows: Tensor, nh: int) -> Tensor:
-    """(h*B, T, K) to (B, h, T, K)."""
-    return rows.unflatten(0, (nh, -1)).transpose(0, 1)
-
-
-def update_rows(layer: BDHLayer, rotated: Tensor, v: Tensor, past_key_values: Cache) -> tuple[Tensor, Tensor]:
-    """Keep these tokens' rows: those of all tokens so far, (B, h, S, N), and their values (B, 1, S, D), one for all heads."""
-    nh = layer.config.num_attention_heads
-    return past_key_values.update(batch_first(rotated, nh), v[: len(v) // nh, None], layer.layer_idx)
+ALL_ATTENTION_FUNCTIONS.register("bdh_recurrent", BDHRecurrentAttention)
+ALL_ATTENTION_FUNCTIONS.register("bdh_parallel", BDHParallelAttention)
 
 
 class BDHLayer(GradientCheckpointingLayer):
@@ -92,62 +45,29 @@ class BDHLayer(GradientCheckpointingLayer):
     def forward(
         self,
         hidden_states: Tensor,
-        weights: Weights,
+        encoder: Tensor,  # by itself, so that checkpoints of activations know it as an input with a gradient
+        encoder_v: Tensor,
+        decoder: Tensor,
         rotations: Rotations,
         mask: Tensor | None = None,
         past_key_values: Cache | None = None,
         output_attentions: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Run the layer on (B, T, D), a long text chunk by chunk: the next hidden states, and the matrix if it is wanted."""
-        T = hidden_states.shape[1]
-        read, size = self._plan(T, past_key_values, output_attentions)
-        parts, matrix = [], None
-        for start in range(0, T, size):
-            x, stop = hidden_states[:, start : start + size], min(start + size, T)
-            seen: list[Tensor | None] = []
+        T, weights = hidden_states.shape[1], Weights(encoder, encoder_v, decoder)
+        form = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, BDHParallelAttention)
+        attention = form(self.config.num_attention_heads, self.layer_idx, T, past_key_values, output_attentions)
+
+        def part(start: int, stop: int) -> Tensor:
             kept = None if mask is None else mask[:, mask.shape[1] - T + start : mask.shape[1] - T + stop]
-            attend = partial(_attend, read=read, kept=kept, nh=self.config.num_attention_heads, seen=seen)
-            parts.append(layer(x, weights, rotations(start, stop), attend, self.drop))
-            matrix = seen[0]
-        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0], matrix if output_attentions else None
+            attend = partial(attention, kept=kept)
+            return layer(hidden_states[:, start:stop], weights, rotations(start, stop), attend, self.drop)
 
-    def _plan(self, T: int, past_key_values: Cache | None, output_attentions: bool) -> tuple[Read, int]:
-        """How to attend, and how many tokens at once."""
-        form = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, BDHParallelAttention())
-        read = partial(form, self, past_key_values=past_key_values)
-        if past_key_values is not None and isinstance(form, BDHRecurrentAttention):
-            return read, CHUNK
-        if output_attentions or T <= (WHOLE_WITH_GRADIENTS if torch.is_grad_enabled() else WHOLE):
-            return read, T
-        return partial(self._read_long, memory=self._remember(past_key_values), past_key_values=past_key_values), CHUNK
-
-    def _remember(self, past_key_values: Cache | None) -> BDHStateLayer:
-        """A state for the length of one call, which remembers the rows that a cache has kept."""
-        memory = BDHStateLayer(self.config.num_attention_heads)
-        if past_key_values is not None and past_key_values.get_seq_length(self.layer_idx):
-            rows = past_key_values.layers[self.layer_idx]
-            keys = rows.keys.transpose(0, 1).flatten(0, 1)  # h*B S N
-            v = rows.values.transpose(0, 1).expand(self.config.num_attention_heads, -1, -1, -1).flatten(0, 1)  # h*B S D
-            memory.lazy_initialization(keys, v)
-            memory.state = write(memory.state, keys, v)
-        return memory
-
-    def _read_long(
-        self, rotated: Tensor, v: Tensor, memory: BDHStateLayer, past_key_values: Cache | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """One chunk of a long text: time linear in its length also where rows are kept."""
-        if past_key_values is not None:
-            update_rows(self, rotated, v, past_key_values)
-        return memory.read_and_write(rotated, v), None
-
-
-def _attend(rotated: Tensor, v: Tensor, read: Read, kept: Tensor | None, nh: int, seen: list[Tensor | None]) -> Tensor:
-    """Attention in which padding has no value, so that nobody sees it; its matrix goes to ``seen``."""
-    if kept is not None:
-        v = v * kept.to(v.dtype).repeat(nh, 1)[..., None]
-    attention, matrix = read(rotated, v)
-    seen.append(matrix)
-    return attention
+        if attention.chunk >= T:  # no loop, of which a compiler would make one program for each length
+            return part(0, T), attention.matrix
+        parts = [part(start, min(start + attention.chunk, T)) for start in range(0, T, attention.chunk)]
+        attention.finish()
+        return torch.cat(parts, dim=1), None
 
 
 class BDHRotaryEmbedding(nn.Module):
@@ -172,12 +92,15 @@ class BDHPreTrainedModel(PreTrainedModel):
     config_class = BDHConfig
     base_model_prefix = "backbone"
     _input_embed_layer = "embed"
-    _no_split_modules = ["BDHModel"]  # its layers share all weights
-    _skip_keys_device_placement = ["past_key_values"]
+    _no_split_modules: ClassVar[list[str]] = ["BDHModel"]  # its layers share all weights
+    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
     supports_gradient_checkpointing = True
     _can_compile_fullgraph = True
     _supports_attention_backend = True
-    _can_record_outputs = {"hidden_states": BDHLayer, "attentions": OutputRecorder(BDHLayer, index=1)}
+    _can_record_outputs: ClassVar[dict[str, Any]] = {
+        "hidden_states": BDHLayer,
+        "attentions": OutputRecorder(BDHLayer, index=1),
+    }
 
     @property
     def _is_stateful(self) -> bool:
@@ -221,6 +144,7 @@ class BDHModel(BDHPreTrainedModel):
         self.rotary = BDHRotaryEmbedding(config)
         self.layers = nn.ModuleList(BDHLayer(config, i) for i in range(config.num_hidden_layers))
         self.gradient_checkpointing = False
+        self.pads_with: int | None = None  # the text that is being generated
         self.post_init()
 
     @merge_with_config_defaults
@@ -243,28 +167,27 @@ class BDHModel(BDHPreTrainedModel):
         form = self.config._attn_implementation
         output_attentions = kwargs.get("output_attentions", self.config.output_attentions)
         demand_matrices(output_attentions, form)
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give either input_ids or inputs_embeds")
+        T = demand_tokens(input_ids, inputs_embeds)
+        check_mask(attention_mask, T)
+        kept = None if attention_mask is None else attention_mask != 0
         if inputs_embeds is None:
-            inputs_embeds = self.embed(self._without_foreign_padding(input_ids))
-        T = inputs_embeds.shape[1]
-        if use_cache and past_key_values is None:
+            inputs_embeds = self.embed(self._without_foreign_padding(input_ids, kept))
+        if use_cache and past_key_values is None and not self.training:
             past_key_values = BDHCache(self.config)
         if past_key_values is not None:
             check_cache(past_key_values, form)
         if position_ids is None:
             past = 0 if past_key_values is None else past_key_values.get_seq_length()
             position_ids = past + torch.arange(T, device=inputs_embeds.device)
-        check_mask(attention_mask, T)
 
         x = layer_norm(inputs_embeds)  # B T D  R1
-        weights, rotations = Weights(self.encoder, self.encoder_v, self.decoder), self._rotations(position_ids, x.dtype)
-        for block in self.layers:
+        weights, rotations = (self.encoder, self.encoder_v, self.decoder), self._rotations(position_ids, x.dtype)
+        for block in self.layers[: self.config.num_hidden_layers]:  # fewer while the model is its own assistant
             x, _ = block(
                 x,
-                weights,
-                rotations,
-                mask=attention_mask,
+                *weights,
+                rotations=rotations,
+                mask=kept,
                 past_key_values=past_key_values,
                 output_attentions=output_attentions,
             )
@@ -277,10 +200,27 @@ class BDHModel(BDHPreTrainedModel):
             return lambda start, stop: table[..., start:stop, :, :]
         return lambda start, stop: self.rotary(position_ids[..., start:stop], dtype)
 
-    def _without_foreign_padding(self, input_ids: Tensor) -> Tensor:
-        """Tokens in which padding that is no id of the vocabulary, as a tokenizer of bytes has it, reads as id 0."""
-        pad = self.config.pad_token_id
-        return input_ids if pad is None or pad < self.config.vocab_size else input_ids.masked_fill(input_ids == pad, 0)
+    def _without_foreign_padding(self, input_ids: Any, kept: Tensor | None) -> Tensor:
+        """Tokens in which padding reads as id 0, for a tokenizer of bytes pads with an id that is none of the vocabulary."""
+        if kept is not None:
+            foreign = input_ids >= self.config.vocab_size
+            input_ids = input_ids.masked_fill(foreign & ~kept[:, -input_ids.shape[1] :], 0)
+        for pad in (self.config.pad_token_id, self.pads_with):  # which ended texts of a batch go on with, unmasked
+            if pad is not None and pad >= self.config.vocab_size:
+                input_ids = input_ids.masked_fill(input_ids == pad, 0)
+        return input_ids
+
+
+def demand_tokens(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> int:
+    """The number of tokens to read; refuse none, which `generate` makes of new tokens after a cache of unknown length."""
+    given = inputs_embeds if input_ids is None else input_ids
+    if given is None or (input_ids is not None and inputs_embeds is not None):
+        raise ValueError("give either input_ids or inputs_embeds")
+    if given.shape[1] == 0:
+        raise ValueError(
+            "there are no tokens to read: give at least one, and to generate after a cache the attention_mask of all tokens"
+        )
+    return given.shape[1]
 
 
 def check_mask(attention_mask: Tensor | None, T: int) -> None:
@@ -295,13 +235,17 @@ def check_mask(attention_mask: Tensor | None, T: int) -> None:
 class BDHForCausalLM(BDHPreTrainedModel, GenerationMixin):
     """BDH with its head: tokens to logits, and text."""
 
-    _tied_weights_keys = {"lm_head.weight": "backbone.embed.weight"}
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "backbone.embed.weight"}
 
     def __init__(self, config: BDHConfig) -> None:
         super().__init__(config)
         self.backbone = BDHModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The embedding, also where peft has put a wrapper around the backbone, which holds the raw weights."""
+        return next(module for module in self.modules() if isinstance(module, BDHModel)).embed
 
     @can_return_tuple
     def forward(
@@ -319,12 +263,12 @@ class BDHForCausalLM(BDHPreTrainedModel, GenerationMixin):
         """Logits (B, T, V) of tokens (B, T), or of the last ``logits_to_keep``, and the loss if labels (B, T) are given.
 
         Labels are shifted here: label t is compared with what was said at t-1. -100 counts for nothing. No cache is built in
-        training or for a loss unless it is asked for.
+        training, nor for a loss unless it is asked for.
         """
-        if use_cache is None and (self.training or labels is not None):
+        if use_cache is None and labels is not None:
             use_cache = False
         outputs = self.backbone(
-            input_ids=input_ids,
+            input_ids,  # in this place, because peft's wrapper of raw weights has another name for it
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
@@ -343,6 +287,29 @@ class BDHForCausalLM(BDHPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Text after these tokens, as `GenerationMixin.generate` has it. It never drops, not even in training mode (R8)."""
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        try:
+            return super().generate(*args, **kwargs)
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    def _prepare_special_tokens(self, generation_config: Any, *args: Any, **kwargs: Any) -> None:
+        super()._prepare_special_tokens(generation_config, *args, **kwargs)
+        pad = generation_config._pad_token_tensor
+        self.backbone.pads_with = None if pad is None else int(pad)
+
+    def _validate_generation_mode(self, generation_mode: Any, *args: Any) -> None:
+        if generation_mode == GenerationMode.ASSISTED_GENERATION and self._is_stateful:
+            raise ValueError(
+                "assisted generation takes tokens back, which the state of bdh_recurrent cannot: use"
+                " model.set_attn_implementation('bdh_parallel'), which keeps rows"
+            )
+        super()._validate_generation_mode(generation_mode, *args)
 
     def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> Any:
         """Make the cache that the present form of attention needs; refuse those that it cannot have."""

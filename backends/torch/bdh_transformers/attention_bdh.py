@@ -1,0 +1,112 @@
+"""What the tokens of one call see of one another and of earlier ones, in two forms that compute the same.
+
+Axes: B batch, T time, h head (nh of them), N neurons per head, D embedding width; S all tokens so far.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from bdh_torch.attention import attend, without_padding
+from bdh_transformers.cache_bdh import BDHStateLayer
+
+CHUNK = 256  # tokens read at once on top of a state
+# The longest text that is read at once without a state: above it, time would grow with the square of the length.
+WHOLE, WHOLE_WITH_GRADIENTS = 512, 1024
+
+
+def is_long(T: int) -> bool:
+    """Whether a text of this length is read chunk by chunk where it could be read at once."""
+    longest = WHOLE_WITH_GRADIENTS if torch.is_grad_enabled() else WHOLE
+    return T > longest
+
+
+class BDHRecurrentAttention:
+    """One call's attention through a state of fixed size: all that is remembered, whatever the length of the text (R13).
+
+    ``chunk`` is the number of tokens that are to be read at once; ``matrix`` there is none.
+    """
+
+    matrix: Tensor | None = None
+
+    def __init__(
+        self, n_head: int, layer_idx: int, T: int, past_key_values: Cache | None = None, output_attentions: bool = False
+    ) -> None:
+        self.memory: Any = None
+        if past_key_values is not None:
+            self.memory = past_key_values.layers[layer_idx]
+        elif is_long(T):
+            self.memory = BDHStateLayer(n_head)
+        self.chunk = T if self.memory is None else CHUNK
+
+    def __call__(self, rotated: Tensor, v: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Rotated neurons (h*B, T, N) and values (h*B, T, D) to attention (h*B, T, D); ``kept`` (B, T) is 0 at padding."""
+        v = v if kept is None else without_padding(v, kept)  # what has no value is seen by nobody
+        return attend(rotated, v, None) if self.memory is None else self.memory.read_and_write(rotated, v)
+
+    def finish(self) -> None:
+        """The last chunk was read."""
+
+
+class BDHParallelAttention:
+    """One call's attention to the rows of all earlier tokens: the last tokens can be taken back (R5).
+
+    ``chunk`` is the number of tokens that are to be read at once; ``matrix`` (B, h, T, S) is there if it was asked for.
+    """
+
+    matrix: Tensor | None = None
+
+    def __init__(
+        self, n_head: int, layer_idx: int, T: int, past_key_values: Cache | None = None, output_attentions: bool = False
+    ) -> None:
+        self.n_head, self.layer_idx, self.past_key_values, self.shows = n_head, layer_idx, past_key_values, output_attentions
+        self.memory = remembered(n_head, past_key_values, layer_idx) if is_long(T) and not output_attentions else None
+        self.chunk = T if self.memory is None else CHUNK
+        self.unkept: list[tuple[Tensor, Tensor]] = []  # rows of a long text that the cache is still to be given
+
+    def __call__(self, rotated: Tensor, v: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Rotated neurons (h*B, T, N) and values (h*B, T, D) to attention (h*B, T, D); ``kept`` (B, T) is 0 at padding."""
+        v = v if kept is None else without_padding(v, kept)  # what has no value is seen by nobody
+        if self.memory is not None:  # time linear in the length also where rows are kept
+            self.unkept += [] if self.past_key_values is None else [rows(rotated, v, self.n_head)]
+            return self.memory.read_and_write(rotated, v)
+        if self.past_key_values is None and not self.shows:
+            return attend(rotated, v, None)
+        return self._attend_to_rows(rotated if kept is None or not self.shows else without_padding(rotated, kept), v)
+
+    def _attend_to_rows(self, rotated: Tensor, v: Tensor) -> Tensor:
+        queries, values = rows(rotated, v, self.n_head)  # B h T N, B 1 T D
+        keys, (B, nh, T, _) = queries, queries.shape
+        if self.past_key_values is not None:
+            keys, values = self.past_key_values.update(keys, values, self.layer_idx)  # B h S N, B 1 S D
+        S, D = values.shape[2:]
+        scores = (queries @ keys.mT).tril(S - T - 1)  # B h T S
+        attention = scores.view(B, nh * T, S) @ values[:, 0]  # B h*T D: all heads have the same values
+        self.matrix = scores if self.shows else None
+        return attention.view(B, nh, T, D).transpose(0, 1).flatten(0, 1)
+
+    def finish(self) -> None:
+        """The last chunk was read: rows go to the cache all at once, for it copies what it has whenever it is given more."""
+        if self.past_key_values is not None and self.unkept:
+            keys, values = (torch.cat(chunks, dim=2) for chunks in zip(*self.unkept, strict=True))
+            self.past_key_values.update(keys, values, self.layer_idx)
+
+
+def rows(rotated: Tensor, v: Tensor, nh: int) -> tuple[Tensor, Tensor]:
+    """What a cache keeps of tokens: rotated neurons (h*B, T, N) as (B, h, T, N), and values (B, 1, T, D), one for all heads."""
+    return torch.unflatten(rotated, 0, (nh, -1)).transpose(0, 1), v[: len(v) // nh, None]
+
+
+def remembered(n_head: int, past_key_values: Cache | None, layer_idx: int) -> BDHStateLayer:
+    """A state for the length of one call, which remembers the rows that a cache has kept."""
+    memory = BDHStateLayer(n_head)
+    if past_key_values is not None and past_key_values.get_seq_length(layer_idx):
+        kept = past_key_values.layers[layer_idx]
+        keys = kept.keys.transpose(0, 1).flatten(0, 1)  # h*B S N
+        v = kept.values.transpose(0, 1).expand(n_head, -1, -1, -1).flatten(0, 1)  # h*B S D
+        memory.remember(keys, v)
+    return memory

@@ -1,0 +1,100 @@
+"""What all tests of the face for transformers need: small models with given weights, in each form of attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from bdh_conformance.cases import Case
+from bdh_spec import Params
+from bdh_spec.config import BDHConfig as Sizes
+from bdh_transformers import BDHConfig, BDHForCausalLM, attention_bdh, modeling_bdh
+
+FORMS = ("bdh_recurrent", "bdh_parallel")
+
+# What transformers marks its own tests with.
+MARKERS = (
+    "accelerate_tests",
+    "flash_attn_test",
+    "flash_attn_3_test",
+    "flash_attn_4_test",
+    "is_training_test",
+    "slow",
+    "torch_compile_test",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Know the markers of test_transformers_own_tests.py."""
+    for marker in MARKERS:
+        config.addinivalue_line("markers", f"{marker}: of transformers")
+
+
+@pytest.fixture(params=FORMS)
+def form(request: pytest.FixtureRequest) -> str:
+    """The form of attention under test."""
+    return request.param
+
+
+@pytest.fixture
+def load() -> Callable[..., BDHForCausalLM]:
+    """Make the model of a case, in evaluation: ``load(case, form, dtype)``."""
+    return model_of
+
+
+def model_of(case: Case, form: str, dtype: torch.dtype = torch.float64, **options: object) -> BDHForCausalLM:
+    """A model with the case's weights."""
+    model = BDHForCausalLM(config_of(case.config, **options)).to(dtype).eval()
+    model.set_attn_implementation(form)
+    for weight, value in zip(weights_of(model), case.params, strict=True):
+        weight.data.copy_(torch.from_numpy(value))
+    return model
+
+
+def config_of(sizes: Sizes, **options: object) -> BDHConfig:
+    """The six numbers under the names that transformers uses."""
+    return BDHConfig(
+        vocab_size=sizes.vocab_size,
+        hidden_size=sizes.n_embd,
+        num_hidden_layers=sizes.n_layer,
+        num_attention_heads=sizes.n_head,
+        mlp_internal_dim_multiplier=sizes.mlp_internal_dim_multiplier,
+        dropout=sizes.dropout,
+        **options,
+    )
+
+
+def weights_of(model: BDHForCausalLM) -> Params:
+    """Views of the five weights, in the order and the shapes of the specification."""
+    body = model.backbone
+    return Params(body.embed.weight, body.encoder, body.encoder_v, body.decoder, model.lm_head.weight.T)
+
+
+@pytest.fixture
+def weights() -> Callable[[BDHForCausalLM], Params]:
+    """Views of a model's five weights."""
+    return weights_of
+
+
+@pytest.fixture
+def gradients() -> Callable[[BDHForCausalLM], dict[str, Tensor]]:
+    """The slopes that a backward pass has left, by the specification's names."""
+
+    def by_name(model: BDHForCausalLM) -> dict[str, Tensor]:
+        body = model.backbone
+        given = (body.embed.weight, body.encoder, body.encoder_v, body.decoder)
+        return Params(*(weight.grad for weight in given), model.lm_head.weight.grad.T)._asdict()
+
+    return by_name
+
+
+@pytest.fixture
+def short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lengths at which small texts already are long, the last chunk ragged."""
+    monkeypatch.setattr(attention_bdh, "CHUNK", 4)
+    monkeypatch.setattr(attention_bdh, "WHOLE", 5)
+    for module in (attention_bdh, modeling_bdh):
+        monkeypatch.setattr(module, "WHOLE_WITH_GRADIENTS", 5)
