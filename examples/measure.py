@@ -167,7 +167,7 @@ def speed(layers: int, rounds: int) -> None:
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--new", default=24, show_default=True, help="Tokens of each text.")
 def generate(layers: int, rounds: int, new: int) -> None:
-    """A greedy token by BDHForCausalLM.generate against bdh_torch's, default size, after a prompt of 256: medians, and their ratio."""
+    """A greedy token by BDHForCausalLM.generate against bdh_torch's, default size, prompt of 256: medians, and their ratio."""
     from bdh_transformers import BDHConfig as Sizes
     from bdh_transformers import BDHForCausalLM
 

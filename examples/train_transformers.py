@@ -63,7 +63,7 @@ def command(file: Path | None, out: Path, resume: bool, steps: int, window: int,
 
 
 def help_topics() -> bytes:
-    """English that every Python carries."""
+    """English that every Python carries. Its topics quote one another, so what is held out of them is not all unseen."""
     return "\n".join(text for _, text in sorted(pydoc_data.topics.topics.items())).encode()
 
 

@@ -5,9 +5,10 @@ import pytest
 
 from bdh_conformance import Expectation, assert_agrees, expect
 from bdh_conformance.cases import CONFIGS, Case
+from bdh_conformance.channels import CHANNELS, load
 from bdh_conformance.noise import Noisy
 from bdh_conformance.tolerances import PRECISION, as_numpy_dtype, error
-from bdh_spec import model
+from bdh_spec import Params, get_backend, model
 from bdh_spec.params import cast
 
 CASE = Case(CONFIGS["three_heads"], time=8, seed=1)
@@ -105,3 +106,24 @@ def test_a_second_final_norm_is_seen_by_the_slope() -> None:
     last = model.trace(case.tokens, params, case.config)[f"layers.{case.config.n_layer - 1}.x"]
     with pytest.raises(AssertionError, match=r"at logits.*\n.*all of it is scaled by 1 -3"):
         assert_agrees("port", {"logits": model.readout(model.layer_norm(last), params)}, expected)
+
+
+@pytest.mark.parametrize(("grown", "low", "high"), [(1.0, 1e-10, 1e-10), (1e7, 1.1e-10, 1.5e-8), (1e60, 1.4e-8, 1.5e-8)])
+def test_float64_is_held_to_ten_digits_unless_float32_has_none(grown: float, low: float, high: float) -> None:
+    params = Params(*[np.random.default_rng(0).normal(size=(4, 4))] * 5)
+
+    def run(p: Params) -> dict[str, np.ndarray]:
+        third = p.embed.dtype.type(1) / p.embed.dtype.type(3) * p.embed
+        return {"x": p.embed + (third * p.embed.dtype.type(3) - p.embed) * p.embed.dtype.type(grown)}
+
+    with np.errstate(all="ignore"):
+        assert low <= expect(run, params, "float64")["x"].allowed <= high
+
+
+def test_training_that_multiplies_rounding_by_millions_accuses_nobody_in_float64() -> None:
+    case = Case.parse("B2 T5 L3 h3 D8 N18 V9 m7 seed=6463 scale=5.0 dropout=0.0 weights=mixed")
+    training = CHANNELS["training"]
+    assert 1e-10 < training.expected(case, "float64")["trained.logits"].allowed < 1e-8
+    assert training.expected(case, "float64")["clipped.weights.encoder"].allowed < 1e-9
+    observed = training.observe(load(get_backend("torch"), case, "float64", device="cpu"), case)
+    assert not any(comparison.complaint for comparison in training.compare(observed, case, "float64"))

@@ -189,12 +189,17 @@ def test_a_stopping_criterion_ends_the_text(model: BDHForCausalLM, greedy: Tenso
     assert torch.equal(stopped, greedy[:, :17])
 
 
-def test_a_text_that_has_ended_is_padded_while_others_go_on(model: BDHForCausalLM, greedy: Tensor) -> None:
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("pad", [0, 300], ids=["in_the_vocabulary", "outside_the_vocabulary"])
+def test_a_text_that_has_ended_is_padded_while_others_go_on(
+    model: BDHForCausalLM, greedy: Tensor, pad: int, use_cache: bool
+) -> None:
     end = next(t for t in greedy[0, 12:].tolist() if t not in greedy[1].tolist())
     stop = greedy[0, 9:].tolist().index(end) + 10
-    written = model.generate(PROMPT, attention_mask=torch.ones_like(PROMPT), eos_token_id=end, pad_token_id=0, **GREEDY)
+    given = {"attention_mask": torch.ones_like(PROMPT), "eos_token_id": end, "pad_token_id": pad, "use_cache": use_cache}
+    written = model.generate(PROMPT, **given, **GREEDY)
     assert torch.equal(written[0, :stop], greedy[0, :stop])
-    assert (written[0, stop:] == 0).all()
+    assert (written[0, stop:] == pad).all()
     assert torch.equal(written[1], greedy[1])
 
 

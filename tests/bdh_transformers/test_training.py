@@ -230,6 +230,15 @@ def test_a_prediction_without_labels_is_logits_alone(load: Load, form: str, tmp_
     np.testing.assert_array_equal(predicted, model(torch.stack([t["input_ids"] for t in texts])).logits.detach().numpy())
 
 
+def test_trainer_shifts_the_labels_that_it_smooths(load: Load, form: str, tmp_path: Path) -> None:
+    model, text = load(Case(BYTES), form, torch.float32), learnable(1, 32)[0]["input_ids"][None]
+    trainer = Trainer(model, arguments(tmp_path, label_smoothing_factor=0.1))
+    said = model(text).logits[:, :-1].log_softmax(-1)
+    wanted = F.cross_entropy(said.flatten(0, 1), text[:, 1:].flatten(), label_smoothing=0.1)
+    found = trainer.compute_loss(model, {"input_ids": text, "labels": text.clone()})
+    assert found.item() == pytest.approx(wanted.item(), rel=FLOAT32)
+
+
 def trained(load: Load, folder: Path, **options: Any) -> dict[str, Tensor]:
     """The weights after a few steps that nothing drops in."""
     model = load(Case(Sizes(**{**BYTES.as_dict(), "dropout": 0})), "bdh_recurrent", torch.float32)

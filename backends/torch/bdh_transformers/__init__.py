@@ -6,6 +6,7 @@
 """
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from bdh_transformers.attention_bdh import BDHParallelAttention, BDHRecurrentAttention
 from bdh_transformers.cache_bdh import BDHCache
@@ -27,3 +28,5 @@ AutoConfig.register(BDHConfig.model_type, BDHConfig)
 AutoModel.register(BDHConfig, BDHModel)
 AutoModelForCausalLM.register(BDHConfig, BDHForCausalLM)
 AutoTokenizer.register(BDHConfig, BDHTokenizer)
+# Where Trainer looks whether labels are shifted when it smooths them; registration leaves this table as it is.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[BDHConfig.model_type] = BDHForCausalLM.__name__

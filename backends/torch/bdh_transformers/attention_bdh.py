@@ -22,7 +22,7 @@ WHOLE, WHOLE_WITH_GRADIENTS = 512, 1024
 def is_long(T: int) -> bool:
     """Whether a text of this length is read chunk by chunk where it could be read at once."""
     longest = WHOLE_WITH_GRADIENTS if torch.is_grad_enabled() else WHOLE
-    return T > longest
+    return longest < T
 
 
 class BDHRecurrentAttention:

@@ -144,7 +144,7 @@ class BDHModel(BDHPreTrainedModel):
         self.rotary = BDHRotaryEmbedding(config)
         self.layers = nn.ModuleList(BDHLayer(config, i) for i in range(config.num_hidden_layers))
         self.gradient_checkpointing = False
-        self.pads_with: int | None = None  # the text that is being generated
+        self.pads_with: int | None = None  # the id with which ended texts go on beside longer ones, while text is generated
         self.post_init()
 
     @merge_with_config_defaults

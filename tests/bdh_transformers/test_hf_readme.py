@@ -1,0 +1,51 @@
+"""The README's snippets for transformers run as they stand."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from bdh_spec.checkpoint import EMBEDDED
+
+ROOT = Path(__file__).parents[2]
+SECTION = (ROOT / "README.md").read_text(encoding="utf-8").split("## In Hugging Face transformers")[1].split("\n## ")[0]
+GENERATE, TRAIN, PUSH = re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in, with the embedded model as bdh-convert writes it."""
+    monkeypatch.chdir(tmp_path)
+    subprocess.run([Path(sys.executable).with_name("bdh-convert"), "numpy-to-hf", EMBEDDED, "-o", "bdh"], check=True)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_snippet_that_generates(capsys: pytest.CaptureFixture[str]) -> None:
+    exec(GENERATE, {})
+    said = capsys.readouterr().out
+    assert "The small smooth-skinned dragon" in said
+    assert "'Values" in said
+    assert "<pad>" not in said
+
+
+def test_the_snippet_that_trains(folder: Path) -> None:
+    (folder / "text.txt").write_text("the dragon hatches, and " * 100, encoding="utf-8")
+    exec(TRAIN.replace("max_steps=100", "max_steps=2, report_to=[], use_cpu=True"), {})
+    assert {"model.safetensors", "config.json", "tokenizer.json", "modeling_bdh.py"} <= {
+        f.name for f in (folder / "trained").iterdir()
+    }
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_snippet_that_pushes(monkeypatch: pytest.MonkeyPatch) -> None:
+    pushed = []
+    for kind in (PreTrainedModel, PreTrainedTokenizerBase):
+        monkeypatch.setattr(kind, "push_to_hub", lambda self, name: pushed.append((type(self).__name__, name)))
+    exec(PUSH, {})
+    assert pushed == [("BDHForCausalLM", "me/bdh"), ("BDHTokenizer", "me/bdh")]
