@@ -88,14 +88,11 @@ class BDHStateLayer(CacheLayerMixin):
             )
 
     def offload(self) -> None:
-        """Move to the CPU."""
-        self._move("cpu")
+        """Refuse: every token needs the whole state."""
+        raise NotImplementedError("a state of bdh_recurrent is needed at every token: it stays on its device")
 
     def prefetch(self) -> None:
-        """States stay where they are used: `read_and_write` needs them at once."""
-
-    def _move(self, device: str) -> None:
-        self.state = None if self.state is None else self.state.to(device, non_blocking=True)
+        """Nothing was taken away."""
 
     def _texts(self, change: Any) -> None:
         if self.state is not None:
