@@ -365,6 +365,14 @@ def test_a_quantized_cache_is_refused(load: Load, form: str, monkeypatch: pytest
         model(TOKENS, past_key_values=cache)
 
 
+def test_an_offloaded_cache_is_refused(load: Load, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(CASE, form)
+    cache = BDHCache(model.config)
+    monkeypatch.setattr(cache, "offloading", True)  # its constructor asks for a device to offload from
+    with pytest.raises(ValueError, match=f"{form} cannot use a cache that is offloaded"):
+        model(TOKENS, past_key_values=cache)
+
+
 class QuantizedLayer:
     """Stands for a layer of transformers that keeps rows in few bits."""
 

@@ -43,7 +43,8 @@ def load(name: str) -> ModuleType:
     """One of its test modules, such as ``test_modeling_common``."""
     if not FOLDER.is_dir():
         pytest.fail(
-            f"the tests of transformers {transformers.__version__} are not in {FOLDER}: run make test, which fetches them", False
+            f"the tests of transformers {transformers.__version__} are not in {FOLDER}: run make test, which fetches them",
+            False,
         )
     _package(ALIAS, FOLDER)
     for module, names in LEFT_OUT.items():

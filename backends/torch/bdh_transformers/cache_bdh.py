@@ -122,6 +122,8 @@ class BDHCache(Cache):
 
 def check_cache(cache: Any, form: str | None) -> None:
     """Refuse a cache that this form of attention cannot use, before anything is lost in it."""
+    if getattr(cache, "offloading", False):
+        raise ValueError(f"{form} cannot use a cache that is offloaded: a long text reads all of its rows; pass one that stays")
     layers = getattr(cache, "layers", [None])
     kinds: set[Any] = {type(layer) for layer in layers} or {getattr(cache, "layer_class_to_replicate", None)}
     needed = BDHStateLayer if form == "bdh_recurrent" else DynamicLayer
