@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from weakref import WeakKeyDictionary
@@ -15,7 +15,7 @@ import numpy as np
 from bdh_conformance import dropout, kinks, refusals, texts
 from bdh_conformance.agreement import Comparison, compare
 from bdh_conformance.cases import POOL, Case
-from bdh_conformance.reference import Specification
+from bdh_conformance.reference import Specification, Stepwise
 from bdh_conformance.tolerances import Expectation, as_numpy_dtype, expect
 from bdh_spec import AdamW, Backend, BDHConfig, Model, Params, RecurrentState, State
 from bdh_spec.model import init_state
@@ -61,7 +61,8 @@ class Channel:
     def expected(self, case: Case, dtype: str, phase: Phase = "exact") -> dict[str, Expectation]:
         """What a port of this dtype must compute, for the channels that have no judge of their own."""
         compute = self.reference or self.observe
-        return expect(lambda p: compute(Specification(p, case.config, phase), case), case.params, dtype, seed=case.seed)
+        readers = (Specification, Stepwise) if "advance" in self.verbs else (Specification,)
+        return expect_of(readers, compute, case, dtype, phase)
 
     def compare(self, observed: Observed, case: Case, dtype: str, phase: Phase = "exact") -> list[Comparison]:
         """Every array of an observation against what it should be, in the specification's order."""
@@ -78,6 +79,21 @@ def against(observed: Mapping[str, Array], expected: Mapping[str, Expectation]) 
     elif list(observed) != list(expected) and set(observed) == set(expected):
         compared.append(complaint("names", f"the stages come as {', '.join(observed)}: keep the order of computation"))
     return compared
+
+
+def expect_of(
+    readers: Sequence[type[Specification]], compute: Callable[[Model, Case], Observed], case: Case, dtype: str, phase: Phase
+) -> dict[str, Expectation]:
+    """What is expected, with the largest tolerance of these ways to read a text: a port may go any of them."""
+    ways = [expect(lambda p: compute(r(p, case.config, phase), case), case.params, dtype, seed=case.seed) for r in readers]  # noqa: B023
+    return {
+        name: Expectation(
+            expectation.reference,
+            max(way[name].allowed for way in ways),
+            max(way[name].allowed_slope for way in ways),
+        )
+        for name, expectation in ways[0].items()
+    }
 
 
 def complaint(stage: str, sentence: str) -> Comparison:
@@ -185,18 +201,15 @@ def observe_decode(model: Model, case: Case) -> Observed:
 
 
 def decode_reference(model: Model, case: Case) -> Observed:
-    """The same logits by the parallel form."""
-    logits, T = model.forward(case.tokens), case.time
-    ways = ("whole", "prefill", "ones", "ragged") if T > 1 else ("whole", "ones", "ragged")
-    seen = {f"{way}.logits": logits for way in ways}
-    if T > 1:
-        branched = np.concatenate([case.tokens[:, :-1], case.tokens[:, :1]], axis=1)
-        seen |= {
-            "again.logits": logits[:, -1:],
-            "branch.logits": model.forward(branched)[:, -1:],
-            "back.logits": logits[:, -1:],
-        }
-    return seen
+    """The same logits, read in one way."""
+    if case.time == 1:
+        logits, _ = model.advance(model.init_state(case.batch), case.tokens)
+        return {f"{way}.logits": logits for way in ("whole", "ones", "ragged")}
+    before, state = model.advance(model.init_state(case.batch), case.tokens[:, :-1])
+    last, other = (model.advance(state, token)[0] for token in (case.tokens[:, -1:], case.tokens[:, :1]))
+    logits = np.concatenate([before, last], axis=1)
+    seen = {f"{way}.logits": logits for way in ("whole", "prefill", "ones", "ragged")}
+    return seen | {"again.logits": last, "branch.logits": other, "back.logits": last}
 
 
 def ragged(T: int) -> tuple[int, ...]:
@@ -485,7 +498,7 @@ def permuted(model: Model, case: Case, logits: Array) -> Observed:
 def judge_properties(observed: Observed, case: Case, dtype: str, phase: Phase) -> list[Comparison]:
     """Both sides of a pair may be as far from the specification as rounding takes them, so twice that from one another."""
     pairs = [name for name in observed if not name.endswith(".again")]
-    expected = expect(lambda p: allowances(Specification(p, case.config, phase), case), case.params, dtype, seed=case.seed)
+    expected = expect_of((Specification, Stepwise), allowances, case, dtype, phase)
     compared = []
     for name in pairs:
         like = expected["state" if name.endswith(".state") else "logits"]
@@ -497,8 +510,8 @@ def judge_properties(observed: Observed, case: Case, dtype: str, phase: Phase) -
 
 def allowances(model: Model, case: Case) -> Observed:
     """What the properties' pairs are made of."""
-    state = model.export_state(model.advance(model.init_state(case.batch), case.tokens)[1])
-    return {"logits": model.forward(case.tokens), "state": by_pair(state.layers[0])}
+    logits, state = model.advance(model.init_state(case.batch), case.tokens)
+    return {"logits": logits, "state": by_pair(model.export_state(state).layers[0])}
 
 
 def observe_sampling(model: Model, case: Case) -> Observed:
@@ -539,7 +552,12 @@ CHANNELS = {
         ),
         Channel("states", "decode", "the recurrent state", ("advance", "state"), observe_states),
         Channel(
-            "decode", "decode", "one text read in pieces of all kinds", ("advance",), observe_decode, reference=decode_reference
+            "decode",
+            "decode",
+            "one text read in pieces of all kinds",
+            ("advance",),
+            observe_decode,
+            reference=decode_reference,
         ),
         Channel("batch", "forward", "texts of a batch do not touch", ("forward",), observe_batch, reference=batch_reference),
         Channel(

@@ -22,6 +22,8 @@ Observed = Mapping[str, Array]
 Observe = Callable[[Model, Case], dict[str, Array]]
 Allowed = Mapping[str, Expectation]
 
+NAMED = 6  # of the mistakes that a case cannot tell apart
+
 # Answers of two mistakes that are as close as this, relatively, are one answer, but for rounding in float64.
 SAME = 1e-9
 
@@ -82,12 +84,16 @@ def by_value(
     wide: str,
 ) -> list[list[Mistake]]:
     """The mistakes that compute ``observed`` in the precision ``wide``, up to rounding."""
-    right = answer(NumpyBackend(), observe, case, dtype, phase)
+    rights = [answer(NumpyBackend(), observe, case, dtype, phase, precision) for precision in {"float64", wide}]
+
+    def from_right(values: Observed) -> float:
+        return min(distance(values, right, known) for right in rights)
+
     found: list[tuple[float, Observed, Mistake]] = []
     for mistake in (mistake for mistake in among if not mistake.random):
         wrong = answer(mistake.backend(), observe, case, dtype, phase, wide)
         away = distance(observed, wrong, known)
-        if wrong is None or away > SECOND_LOOK or distance(wrong, right, known) <= 1:  # what rounding may hide explains nothing
+        if wrong is None or away > SECOND_LOOK or from_right(wrong) <= 1:  # what rounding may hide explains nothing
             continue
         if away > 1 and dtype != "float64" and wide == "float64":
             away = distance(observed, wrong, widened(known, wrong, mistake.backend(), observe, case, dtype, phase))
@@ -95,7 +101,7 @@ def by_value(
             found.append((away, wrong, mistake))
     found.sort(key=lambda f: f[0])
     nearest = found[0][0] if found else 0.0
-    return grouped(found) if nearest < distance(observed, right, known) else []
+    return grouped(found) if nearest < from_right(observed) else []
 
 
 def by_place(
@@ -134,8 +140,14 @@ def say(groups: list[list[Mistake]]) -> str:
     """A diagnosis in words."""
     if not groups:
         return f"none of the {len(MISTAKES)} known mistakes computes this"
-    likeliest, *others = [", or ".join(f"{mistake.says} ({mistake.name})" for mistake in group) for group in groups]
+    likeliest, *others = map(in_words, groups)
     return "\n".join([f"looks like: {likeliest}", *(f"less likely: {other}" for other in others)])
+
+
+def in_words(group: Sequence[Mistake]) -> str:
+    """Mistakes that a case cannot tell apart, a few of them by name."""
+    named = [f"{mistake.says} ({mistake.name})" for mistake in group[:NAMED]]
+    return ", or ".join([*named, f"{len(group) - NAMED} others"] if len(group) > NAMED else named)
 
 
 def fresh_answer(

@@ -10,7 +10,8 @@ import pytest
 import bdh_spec
 from bdh_conformance import dropout, kinks
 from bdh_conformance.cases import CONFIGS, COVERAGE, POOL, Case
-from bdh_conformance.channels import CHANNELS, load, padded_lengths
+from bdh_conformance.channels import CHANNELS, against, expect_of, load, padded_lengths
+from bdh_conformance.diagnosis import diagnose
 from bdh_conformance.hostile import HOSTILE
 from bdh_conformance.levels import levels
 from bdh_conformance.mistakes import MISTAKES
@@ -117,6 +118,27 @@ def test_what_a_port_does_not_claim_is_not_passed() -> None:
     claimed = {check.channel.name for check in checks if not check.reason}
     assert claimed == {"logits", "batch", "determinism", "mutation", "properties", "refusals"}
     assert all(check.dtype == "float32" and check.phase == "exact" for check in checks if not check.reason)
+
+
+# Found by a deep run: read token by token, twenty times as much rounding as read at once, on every port.
+CANCELS = Case.parse("B2 T4 L2 h2 D12 N18 V12 m3 seed=100 scale=20.0 weights=mixed")
+
+
+@pytest.mark.parametrize("port", ["numpy", "torch"])
+def test_nobody_is_accused_for_reading_token_by_token_where_that_rounds_more(port: str) -> None:
+    decode = CHANNELS["decode"]
+    observed = decode.observe(load(bdh_spec.get_backend(port), CANCELS, "float32", device="cpu"), CANCELS)
+    assert not any(comparison.complaint for comparison in decode.compare(observed, CANCELS, "float32"))
+    at_once = expect_of((Specification,), decode.reference, CANCELS, "float32", "exact")
+    assert any(comparison.complaint for comparison in against(observed, at_once))
+
+
+def test_no_mistake_is_named_for_what_rounding_alone_has_done() -> None:
+    decode = CHANNELS["decode"]
+    observed = decode.observe(load(bdh_spec.get_backend("numpy"), CANCELS, "float32"), CANCELS)
+    at_once = expect_of((Specification,), decode.reference, CANCELS, "float32", "exact")
+    harmless = [MISTAKES[name] for name in ("loss_in_bits", "dropout_missing", "gradient_clipped", "positions_32_bits")]
+    assert not diagnose(observed, decode.observe, CANCELS, "float32", "exact", at_once, among=harmless)
 
 
 def test_a_port_of_float32_phases_alone_is_looked_at_as_closely():

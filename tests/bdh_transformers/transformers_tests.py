@@ -43,7 +43,7 @@ def load(name: str) -> ModuleType:
     """One of its test modules, such as ``test_modeling_common``."""
     if not FOLDER.is_dir():
         pytest.fail(
-            f"the tests of transformers {transformers.__version__} are not in {FOLDER}: run make test, which fetches them",
+            f"the tests of transformers {transformers.__version__} are not in {FOLDER}: make test fetches them",
             False,
         )
     _package(ALIAS, FOLDER)
