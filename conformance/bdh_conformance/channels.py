@@ -85,7 +85,11 @@ def expect_of(
     readers: Sequence[type[Specification]], compute: Callable[[Model, Case], Observed], case: Case, dtype: str, phase: Phase
 ) -> dict[str, Expectation]:
     """What is expected, with the largest tolerance of these ways to read a text: a port may go any of them."""
-    ways = [expect(lambda p: compute(r(p, case.config, phase), case), case.params, dtype, seed=case.seed) for r in readers]  # noqa: B023
+
+    def by(reader: type[Specification]) -> dict[str, Expectation]:
+        return expect(lambda p: compute(reader(p, case.config, phase), case), case.params, dtype, seed=case.seed)
+
+    ways = [by(reader) for reader in readers]
     return {
         name: Expectation(
             expectation.reference,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import bdh_spec
-from bdh_conformance import dropout, kinks
+from bdh_conformance import Expectation, assert_agrees, dropout, kinks
 from bdh_conformance.cases import CONFIGS, COVERAGE, POOL, Case
 from bdh_conformance.channels import CHANNELS, expect_of, load, padded_lengths
 from bdh_conformance.diagnosis import diagnose
@@ -19,6 +19,7 @@ from bdh_conformance.outcomes import BAD, Result
 from bdh_conformance.plan import TIERS, Tier, plan
 from bdh_conformance.reference import Specification
 from bdh_conformance.runner import Run
+from bdh_conformance.tolerances import FLOAT64
 from bdh_spec import Backend, Params
 from bdh_spec.gradients import gradients
 
@@ -264,8 +265,8 @@ def test_masks_of_one_loss_have_one_gradient(case: Case) -> None:
         value, slopes = masked(case, mask)
         outcome = dropout.which(np.array([value]), possible)[0]
         assert value == pytest.approx(possible.losses[outcome], abs=dropout.SAME)
-        for slope, same in zip(slopes, masked(case, possible.masks[outcome])[1], strict=True):
-            np.testing.assert_allclose(slope, same, atol=1e-12)
+        same = masked(case, possible.masks[outcome])[1]._asdict()
+        assert_agrees("a mask", slopes._asdict(), {name: Expectation(slope, FLOAT64, FLOAT64) for name, slope in same.items()})
 
 
 def masked(case: Case, mask: np.ndarray) -> tuple[float, Params]:

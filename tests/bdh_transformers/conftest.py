@@ -10,7 +10,6 @@ from torch import Tensor
 
 from bdh_conformance.cases import Case
 from bdh_spec import Params
-from bdh_spec.config import BDHConfig as Sizes
 from bdh_transformers import BDHConfig, BDHForCausalLM, attention_bdh, modeling_bdh
 
 FORMS = ("bdh_recurrent", "bdh_parallel")
@@ -47,24 +46,11 @@ def load() -> Callable[..., BDHForCausalLM]:
 
 def model_of(case: Case, form: str, dtype: torch.dtype = torch.float64, **options: object) -> BDHForCausalLM:
     """A model with the case's weights."""
-    model = BDHForCausalLM(config_of(case.config, **options)).to(dtype).eval()
+    model = BDHForCausalLM(BDHConfig.from_sizes(case.config, **options)).to(dtype).eval()
     model.set_attn_implementation(form)
     for weight, value in zip(weights_of(model), case.params, strict=True):
         weight.data.copy_(torch.from_numpy(value))
     return model
-
-
-def config_of(sizes: Sizes, **options: object) -> BDHConfig:
-    """The six numbers under the names that transformers uses."""
-    return BDHConfig(
-        vocab_size=sizes.vocab_size,
-        hidden_size=sizes.n_embd,
-        num_hidden_layers=sizes.n_layer,
-        num_attention_heads=sizes.n_head,
-        mlp_internal_dim_multiplier=sizes.mlp_internal_dim_multiplier,
-        dropout=sizes.dropout,
-        **options,
-    )
 
 
 def weights_of(model: BDHForCausalLM) -> Params:

@@ -21,7 +21,9 @@ class TransformersModel(PartialModel):
 
     def __init__(self, params, config, *, device, dtype, phase):
         super().__init__(params, config, device=device, dtype=dtype, phase=phase)
-        self.module = BDHForCausalLM(of_sizes(config, self.form)).to(getattr(torch, dtype)).eval()
+        self.module = (
+            BDHForCausalLM(BDHConfig.from_sizes(config, attn_implementation=self.form)).to(getattr(torch, dtype)).eval()
+        )
         weights = params._replace(lm_head=params.lm_head.T)
         self.module.load_state_dict({name: from_numpy(w, device, dtype) for name, w in zip(NAMES, weights, strict=True)})
 
@@ -136,16 +138,3 @@ class ParallelInFloat64(ParallelBackend):
     """The same for the other form."""
 
     capabilities = Capabilities(("float64",), ("exact",), ("forward", "padded", "advance"))
-
-
-def of_sizes(sizes, form):
-    """The configuration for transformers of a model of these sizes."""
-    return BDHConfig(
-        num_hidden_layers=sizes.n_layer,
-        hidden_size=sizes.n_embd,
-        num_attention_heads=sizes.n_head,
-        mlp_internal_dim_multiplier=sizes.mlp_internal_dim_multiplier,
-        vocab_size=sizes.vocab_size,
-        dropout=sizes.dropout,
-        attn_implementation=form,
-    )

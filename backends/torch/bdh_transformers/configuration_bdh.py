@@ -54,6 +54,19 @@ class BDHConfig(ConfigWithCode):
         )
 
     @classmethod
+    def from_sizes(cls, sizes: Sizes, **options: Any) -> BDHConfig:
+        """The configuration of a model of these sizes, which the specification and the ports share."""
+        return cls(
+            num_hidden_layers=sizes.n_layer,
+            hidden_size=sizes.n_embd,
+            dropout=sizes.dropout,
+            num_attention_heads=sizes.n_head,
+            mlp_internal_dim_multiplier=sizes.mlp_internal_dim_multiplier,
+            vocab_size=sizes.vocab_size,
+            **options,
+        )
+
+    @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Read a configuration. Where it does not say whether the head is the embedding, it is.
 
