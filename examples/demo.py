@@ -19,7 +19,7 @@ from rich.table import Table
 
 import bdh_spec
 from bdh_conformance import Expectation, expect
-from bdh_conformance.tolerances import error
+from bdh_conformance.yardstick.tolerances import error
 from bdh_spec import BackendUnavailable, BDHConfig, Params
 from bdh_spec.checkpoint import EMBEDDED
 from bdh_spec.model import forward

@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 import bdh_spec
-from bdh_conformance.cases import CONFIGS, Case
-from bdh_conformance.tolerances import Expectation, error, expect
+from bdh_conformance.yardstick.cases import CONFIGS, Case
+from bdh_conformance.yardstick.tolerances import Expectation, error, expect
 from bdh_spec import Model, RecurrentState
 from bdh_spec import model as spec
 from bdh_spec.gradients import gradients

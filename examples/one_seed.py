@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 import bdh_spec
-from bdh_conformance.texts import differences
-from bdh_conformance.tolerances import FACTOR
+from bdh_conformance.channels.sampling import differences
+from bdh_conformance.yardstick.tolerances import FACTOR
 
 BATCH, LENGTH = 25, 12
 

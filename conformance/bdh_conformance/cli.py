@@ -19,13 +19,14 @@ from rich.table import Table
 
 import bdh_spec
 from bdh_conformance import known, report
-from bdh_conformance.cases import Case
-from bdh_conformance.channels import ALL, CHANNELS
+from bdh_conformance.channels import CHANNELS
+from bdh_conformance.channels.channel import ALL
+from bdh_conformance.files.cli import vectors
 from bdh_conformance.levels import badge, markdown
 from bdh_conformance.outcomes import BAD
 from bdh_conformance.plan import TIERS, Check, plan
 from bdh_conformance.runner import Run
-from bdh_conformance.vectors_cli import vectors
+from bdh_conformance.yardstick.cases import Case
 from bdh_spec import Backend, BDHError
 from bdh_spec.files import whole_file
 from bdh_spec.rope import PHASES, Phase

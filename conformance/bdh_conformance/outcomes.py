@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from bdh_conformance.agreement import Comparison
+from bdh_conformance.yardstick.agreement import Comparison
 from bdh_spec.rope import Phase
 
 Status: TypeAlias = Literal["passed", "failed", "error", "known failure", "not claimed"]

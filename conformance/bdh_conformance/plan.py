@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle
 
-from bdh_conformance import frozen, vectors
-from bdh_conformance.cases import CONFIGS, POOL, Case
-from bdh_conformance.channels import ALL, CHANNELS, WIDE, Channel
-from bdh_conformance.dropout import CASES as DROPPED
-from bdh_conformance.vectors import Judged
+from bdh_conformance.channels import CHANNELS
+from bdh_conformance.channels.channel import ALL, WIDE, Channel
+from bdh_conformance.channels.dropout import CASES as DROPPED
+from bdh_conformance.files import frozen, vectors
+from bdh_conformance.files.vectors import Judged
+from bdh_conformance.yardstick.cases import CONFIGS, POOL, Case
 from bdh_spec import Capabilities
 from bdh_spec.rope import PHASES, Phase
 

@@ -13,13 +13,15 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.errors import HypothesisException
 
-from bdh_conformance import frozen
-from bdh_conformance.agreement import Comparison, headline
-from bdh_conformance.cases import COVERAGE, Case, pooled
-from bdh_conformance.channels import CHANNELS, against, load
+from bdh_conformance.channels import CHANNELS
+from bdh_conformance.channels.channel import against
+from bdh_conformance.channels.loading import load
+from bdh_conformance.files import frozen
+from bdh_conformance.files.vectors import Judged
 from bdh_conformance.outcomes import BAD, Outcome, Result
 from bdh_conformance.plan import NARROW_SHAPES, Check
-from bdh_conformance.vectors import Judged
+from bdh_conformance.yardstick.agreement import Comparison, headline
+from bdh_conformance.yardstick.cases import COVERAGE, Case, pooled
 from bdh_spec import Backend, BDHConfig, BDHError
 from bdh_spec.rope import Phase
 
@@ -201,7 +203,7 @@ class Run:
         The case is the one that failed first: on the smallest one many mistakes look alike.
         """
         # Hundreds of wrong specifications: built when one is needed.
-        from bdh_conformance.diagnosis import explanations, repeated, say
+        from bdh_conformance.adversaries.diagnosis import explanations, repeated, say
 
         traces = replace(check, channel=CHANNELS["traces"])
         channel = traces.channel if self.traceable(check) and self.compared(traces, case).status == "failed" else check.channel

@@ -14,15 +14,15 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from bdh_conformance.cases import Case
+from bdh_conformance.adversaries.diagnosis import explanations, repeated
+from bdh_conformance.adversaries.hostile import HOSTILE
+from bdh_conformance.adversaries.legal import LEGAL
+from bdh_conformance.adversaries.mistakes import MISTAKES, Mistake
 from bdh_conformance.channels import CHANNELS
-from bdh_conformance.diagnosis import explanations, repeated
-from bdh_conformance.hostile import HOSTILE
-from bdh_conformance.legal import LEGAL
-from bdh_conformance.mistakes import MISTAKES, Mistake
 from bdh_conformance.outcomes import BAD, Result
 from bdh_conformance.plan import TIERS, Check, Tier, plan
 from bdh_conformance.runner import Run
+from bdh_conformance.yardstick.cases import Case
 from bdh_spec import Backend, get_backend
 
 FIXED_ONLY = Tier("standard", 0, 0, "the structured cases of the standard tier")

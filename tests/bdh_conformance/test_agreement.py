@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from bdh_conformance import Expectation, assert_agrees, expect
-from bdh_conformance.cases import CONFIGS, Case
-from bdh_conformance.channels import CHANNELS, load
-from bdh_conformance.noise import Noisy
-from bdh_conformance.tolerances import PRECISION, as_numpy_dtype, error
+from bdh_conformance.channels import CHANNELS
+from bdh_conformance.channels.loading import load
+from bdh_conformance.yardstick.cases import CONFIGS, Case
+from bdh_conformance.yardstick.noise import Noisy
+from bdh_conformance.yardstick.tolerances import PRECISION, as_numpy_dtype, error
 from bdh_spec import Params, get_backend, model
 from bdh_spec.params import cast
 

@@ -12,16 +12,18 @@ import numpy as np
 import pytest
 
 import bdh_spec
-from bdh_conformance import Expectation, dropout, expect
-from bdh_conformance.cases import CONFIGS, Case
-from bdh_conformance.channels import CHANNELS, ORIGINS, against, load
-from bdh_conformance.diagnosis import RUNS, apart, diagnose, explanations, repeated, say, unsteady
-from bdh_conformance.hostile import HOSTILE
-from bdh_conformance.legal import FUSED_NORM, LEGAL
-from bdh_conformance.mistakes import MISTAKES, RULES, Mistake
-from bdh_conformance.refusals import refusal
-from bdh_conformance.tolerances import FLOAT64, error
-from bdh_conformance.variants import Change, variant
+from bdh_conformance import Expectation, expect
+from bdh_conformance.adversaries.diagnosis import RUNS, apart, diagnose, explanations, repeated, say, unsteady
+from bdh_conformance.adversaries.hostile import HOSTILE
+from bdh_conformance.adversaries.legal import FUSED_NORM, LEGAL
+from bdh_conformance.adversaries.mistakes import MISTAKES, RULES, Mistake
+from bdh_conformance.adversaries.variants import Change, variant
+from bdh_conformance.channels import CHANNELS, dropout
+from bdh_conformance.channels.channel import against
+from bdh_conformance.channels.loading import ORIGINS, load
+from bdh_conformance.channels.refusals import refusal
+from bdh_conformance.yardstick.cases import CONFIGS, Case
+from bdh_conformance.yardstick.tolerances import FLOAT64, error
 from bdh_spec import AdamW, Backend, Model, Params, RecurrentState, model
 from bdh_spec.numpy_backend import NumpyBackend
 from bdh_spec.params import Array

@@ -8,18 +8,22 @@ import numpy as np
 import pytest
 
 import bdh_spec
-from bdh_conformance import Expectation, assert_agrees, dropout, kinks
-from bdh_conformance.cases import CONFIGS, COVERAGE, POOL, Case
-from bdh_conformance.channels import CHANNELS, expect_of, load, padded_lengths
-from bdh_conformance.diagnosis import diagnose
-from bdh_conformance.hostile import HOSTILE
+from bdh_conformance import Expectation, assert_agrees
+from bdh_conformance.adversaries.diagnosis import diagnose
+from bdh_conformance.adversaries.hostile import HOSTILE
+from bdh_conformance.adversaries.mistakes import MISTAKES
+from bdh_conformance.channels import CHANNELS, dropout
+from bdh_conformance.channels.channel import expect_of
+from bdh_conformance.channels.loading import load
+from bdh_conformance.channels.parallel import padded_lengths
 from bdh_conformance.levels import levels
-from bdh_conformance.mistakes import MISTAKES
 from bdh_conformance.outcomes import BAD, Result
 from bdh_conformance.plan import TIERS, Tier, plan
-from bdh_conformance.reference import Specification
 from bdh_conformance.runner import Run
-from bdh_conformance.tolerances import FLOAT64
+from bdh_conformance.yardstick import kinks
+from bdh_conformance.yardstick.cases import CONFIGS, COVERAGE, POOL, Case
+from bdh_conformance.yardstick.reference import Specification
+from bdh_conformance.yardstick.tolerances import FLOAT64
 from bdh_spec import Backend, Params
 from bdh_spec.gradients import gradients
 

@@ -35,7 +35,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory):
     """A folder with a module of a port that is wrong."""
     folder = tmp_path_factory.mktemp("planted")
     source = """
-from bdh_conformance.mistakes import MISTAKES
+from bdh_conformance.adversaries.mistakes import MISTAKES
 
 
 def wrong():

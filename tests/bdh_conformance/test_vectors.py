@@ -10,14 +10,15 @@ import pytest
 from click.testing import CliRunner, Result
 from safetensors.numpy import load_file, save_file
 
-from bdh_conformance import Expectation, assert_agrees, vectors
-from bdh_conformance.agreement import compare
-from bdh_conformance.channels import by_pair
-from bdh_conformance.kinks import is_clear
-from bdh_conformance.mistakes import MISTAKES
-from bdh_conformance.tolerances import FLOAT64
-from bdh_conformance.vectors_check import Verdict, verdict
-from bdh_conformance.vectors_cli import vectors as command
+from bdh_conformance import Expectation, assert_agrees
+from bdh_conformance.adversaries.mistakes import MISTAKES
+from bdh_conformance.channels.recurrent import by_pair
+from bdh_conformance.files import vectors
+from bdh_conformance.files.check import Verdict, verdict
+from bdh_conformance.files.cli import vectors as command
+from bdh_conformance.yardstick.agreement import compare
+from bdh_conformance.yardstick.kinks import is_clear
+from bdh_conformance.yardstick.tolerances import FLOAT64
 from bdh_spec import get_backend
 from bdh_spec.sampling import probabilities
 

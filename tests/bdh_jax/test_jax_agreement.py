@@ -9,7 +9,7 @@ import pytest
 
 import bdh_jax.model
 import bdh_spec.model
-from bdh_conformance.tolerances import error
+from bdh_conformance.yardstick.tolerances import error
 from bdh_spec import CapabilityError, RecurrentState, StateError
 from bdh_spec.rope import PHASES
 

@@ -14,7 +14,7 @@ import pytest
 
 import bdh_jax
 import bdh_jax.bdh
-from bdh_conformance.tolerances import error
+from bdh_conformance.yardstick.tolerances import error
 from bdh_jax import BDH, gradients, init, loss, model, training
 from bdh_jax.backend import JAXBackend
 from bdh_jax.backend import gradients as compiled_gradients

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import bdh_spec
-from bdh_conformance.cases import CONFIGS, Case
-from bdh_conformance.tolerances import FLOAT64, error
+from bdh_conformance.yardstick.cases import CONFIGS, Case
+from bdh_conformance.yardstick.tolerances import FLOAT64, error
 from bdh_mlx.backend import MLXBackend, MLXModel, _numpy
 from bdh_mlx.optimizer import clip_scale, moments, update
 from bdh_spec import AdamW, BDHConfig, CapabilityError, Model, Params, optimizer

@@ -13,8 +13,8 @@ import pytest
 from mlx.utils import tree_flatten
 
 import bdh_spec
-from bdh_conformance.cases import CONFIGS, Case
-from bdh_conformance.tolerances import FLOAT64, error
+from bdh_conformance.yardstick.cases import CONFIGS, Case
+from bdh_conformance.yardstick.tolerances import FLOAT64, error
 from bdh_mlx import BDH, BDHConfig
 from bdh_mlx.model import CHUNK, Stages, advance, dropout, read_on, reader, trace
 from bdh_mlx.rope import frequencies, rotation

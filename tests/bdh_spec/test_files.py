@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import bdh_spec
-from bdh_conformance.cases import CONFIGS, Case
+from bdh_conformance.yardstick.cases import CONFIGS, Case
 from bdh_spec import CheckpointError, ConfigError, ParamsError, checkpoint, fingerprint, model
 from bdh_spec.files import write_safetensors
 from bdh_spec.params import cast

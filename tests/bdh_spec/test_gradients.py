@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from bdh_conformance.cases import CONFIGS, Case, cases
+from bdh_conformance.yardstick.cases import CONFIGS, Case, cases
 from bdh_spec import Params, model
 from bdh_spec.gradients import gradients
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bdh_conformance.cases import CONFIGS, Case
+from bdh_conformance.yardstick.cases import CONFIGS, Case
 from bdh_spec import AdamW, CapabilityError
 from bdh_torch.backend import TorchBackend, TorchModel
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bdh_conformance.tolerances import FLOAT64
+from bdh_conformance.yardstick.tolerances import FLOAT64
 from bdh_spec.rope import PHASES, Phase
 from bdh_torch import BDH, BDHConfig
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bdh_conformance.agreement import assert_agrees
-from bdh_conformance.cases import CONFIGS, Case
-from bdh_conformance.tolerances import FLOAT64, Expectation
+from bdh_conformance.yardstick.agreement import assert_agrees
+from bdh_conformance.yardstick.cases import CONFIGS, Case
+from bdh_conformance.yardstick.tolerances import FLOAT64, Expectation
 from bdh_spec import RecurrentState, get_backend
 from bdh_spec.rope import PHASES, Phase
 from bdh_torch import BDH, State

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import bdh_spec
-from bdh_conformance.cases import CONFIGS, Case
-from bdh_conformance.tolerances import FLOAT64
+from bdh_conformance.yardstick.cases import CONFIGS, Case
+from bdh_conformance.yardstick.tolerances import FLOAT64
 from bdh_spec import ParamsError, SamplingError, TokensError
 from bdh_torch import BDH, BDHConfig
 

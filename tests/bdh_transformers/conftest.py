@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bdh_conformance.cases import Case
+from bdh_conformance.yardstick.cases import Case
 from bdh_spec import Params
 from bdh_transformers import BDHConfig, BDHForCausalLM, attention_bdh, modeling_bdh
 

@@ -20,8 +20,8 @@ from transformers import (
     TextStreamer,
 )
 
-from bdh_conformance.cases import Case
-from bdh_conformance.tolerances import FLOAT64
+from bdh_conformance.yardstick.cases import Case
+from bdh_conformance.yardstick.tolerances import FLOAT64
 from bdh_spec.config import BDHConfig as Sizes
 from bdh_torch import BDH
 from bdh_torch.backend import TorchBackend

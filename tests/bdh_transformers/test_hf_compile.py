@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bdh_conformance.cases import CONFIGS, Case
-from bdh_conformance.tolerances import FLOAT64
+from bdh_conformance.yardstick.cases import CONFIGS, Case
+from bdh_conformance.yardstick.tolerances import FLOAT64
 from bdh_transformers import BDHForCausalLM
 
 Load = Callable[..., BDHForCausalLM]

@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, Cache, DynamicCache, QuantizedCache, StaticCache
 
-from bdh_conformance.agreement import assert_agrees
-from bdh_conformance.cases import CONFIGS, Case
-from bdh_conformance.tolerances import FLOAT64, expect
+from bdh_conformance.yardstick.agreement import assert_agrees
+from bdh_conformance.yardstick.cases import CONFIGS, Case
+from bdh_conformance.yardstick.tolerances import FLOAT64, expect
 from bdh_spec.config import BDHConfig as Sizes
 from bdh_spec.model import advance, forward, init_state, trace
 from bdh_transformers import BDHCache, BDHConfig, BDHForCausalLM, BDHModel, attention_bdh

@@ -10,8 +10,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 
-from bdh_conformance.cases import CONFIGS, Case
-from bdh_conformance.tolerances import FLOAT64
+from bdh_conformance.yardstick.cases import CONFIGS, Case
+from bdh_conformance.yardstick.tolerances import FLOAT64
 from bdh_transformers import BDHForCausalLM
 
 Load = Callable[..., BDHForCausalLM]

@@ -22,7 +22,7 @@ from transformers import (
     pipeline,
 )
 
-from bdh_conformance.cases import Case
+from bdh_conformance.yardstick.cases import Case
 from bdh_convert.convert import Settings, convert
 from bdh_spec.config import BDHConfig as Sizes
 from bdh_transformers import BDHConfig, BDHForCausalLM, BDHTokenizer

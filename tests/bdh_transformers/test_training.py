@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 import bdh_spec.model as spec
-from bdh_conformance.agreement import assert_agrees
-from bdh_conformance.cases import CONFIGS, Case
-from bdh_conformance.tolerances import FLOAT64, Expectation, expect
+from bdh_conformance.yardstick.agreement import assert_agrees
+from bdh_conformance.yardstick.cases import CONFIGS, Case
+from bdh_conformance.yardstick.tolerances import FLOAT64, Expectation, expect
 from bdh_spec import Params
 from bdh_spec.config import BDHConfig as Sizes
 from bdh_spec.gradients import gradients as spec_gradients

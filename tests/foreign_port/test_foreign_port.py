@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from bdh_conformance import vectors
-from bdh_conformance.vectors_cli import vectors as command
+from bdh_conformance.files import vectors
+from bdh_conformance.files.cli import vectors as command
 
 SOURCE = Path(__file__).with_name("bdh.c").read_text()
 

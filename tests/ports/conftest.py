@@ -6,7 +6,7 @@ from functools import cache
 import pytest
 
 import bdh_spec
-from bdh_conformance.cases import Case
+from bdh_conformance.yardstick.cases import Case
 from bdh_spec import Model
 from bdh_spec.rope import Phase
 

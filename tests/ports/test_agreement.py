@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bdh_conformance import Expectation, assert_agrees, expect
-from bdh_conformance.cases import CONFIGS, Case
+from bdh_conformance.yardstick.cases import CONFIGS, Case
 from bdh_spec import Model, Params, RecurrentState, model
 from bdh_spec.gradients import gradients
 from bdh_spec.rope import Phase

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import bdh_spec
-from bdh_conformance.cases import CONFIGS, Case
-from bdh_conformance.texts import differences
-from bdh_conformance.tolerances import FACTOR
+from bdh_conformance.channels.sampling import differences
+from bdh_conformance.yardstick.cases import CONFIGS, Case
+from bdh_conformance.yardstick.tolerances import FACTOR
 from bdh_spec import Model
 
 Load = Callable[..., Model]

@@ -7,7 +7,7 @@ import pytest
 
 import bdh_spec
 from bdh_conformance import assert_agrees, expect
-from bdh_conformance.cases import CONFIGS, Case
+from bdh_conformance.yardstick.cases import CONFIGS, Case
 from bdh_spec import CapabilityError, Model, model
 from bdh_spec.numpy_backend import NumpyModel
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import bdh_spec
-from bdh_conformance.cases import CONFIGS, Case
+from bdh_conformance.yardstick.cases import CONFIGS, Case
 from bdh_spec import BDHError, CapabilityError, Model, ParamsError, RecurrentState, StateError, TokensError, model
 
 CASE = Case(CONFIGS["plain"], seed=1)

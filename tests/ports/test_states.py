@@ -7,7 +7,7 @@ import pytest
 
 import bdh_spec
 from bdh_conformance import assert_agrees, expect
-from bdh_conformance.cases import CONFIGS, Case
+from bdh_conformance.yardstick.cases import CONFIGS, Case
 from bdh_spec import Model, StateError, model
 
 Load = Callable[..., Model]

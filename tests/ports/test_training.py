@@ -7,7 +7,7 @@ import pytest
 
 import bdh_spec
 from bdh_conformance import Expectation, assert_agrees
-from bdh_conformance.cases import CONFIGS, Case
+from bdh_conformance.yardstick.cases import CONFIGS, Case
 from bdh_spec import AdamW, Model
 
 CASE = Case(dataclasses.replace(CONFIGS["plain"], dropout=0.0), time=6, seed=1, scale=20)

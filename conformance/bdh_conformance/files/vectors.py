@@ -1,6 +1,6 @@
 """Vectors for ports in any language: inputs and what the specification makes of them, in files that any language can read.
 
-conformance/VECTORS.md describes the files. The published sets lie in vectors/VERSION beside this module and never change.
+conformance/VECTORS.md describes the files. The published sets lie in published/VERSION beside this module and never change.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 import bdh_spec
-from bdh_conformance.cases import Case
-from bdh_conformance.channels import by_pair
-from bdh_conformance.reference import Specification
-from bdh_conformance.tolerances import FLOAT64, FLOOR, Expectation, expect, honest
+from bdh_conformance.channels.recurrent import by_pair
+from bdh_conformance.yardstick.cases import Case
+from bdh_conformance.yardstick.reference import Specification
+from bdh_conformance.yardstick.tolerances import FLOAT64, FLOOR, Expectation, expect, honest
 from bdh_spec import SPEC_VERSION, BDHConfig, BDHError, Model, Params, RecurrentState
 from bdh_spec.files import read_safetensors, write_safetensors
 from bdh_spec.model import init_state
@@ -31,7 +31,7 @@ from bdh_spec.sampling import sample, uniform
 
 SCHEMA = 1
 VERSION = "1.0"  # the newest published set
-PUBLISHED = Path(__file__).parent / "vectors"
+PUBLISHED = Path(__file__).parent / "published"
 SUFFIXES = {"f32": "<f4", "f64": "<f8", "i32": "<i4", "i64": "<i8", "u64": "<u8"}
 DTYPES = ("float32", "float64")
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from bdh_conformance.cases import Case
-from bdh_conformance.noise import plain
-from bdh_conformance.tolerances import FACTOR, PRECISION, noisy
+from bdh_conformance.yardstick.cases import Case
+from bdh_conformance.yardstick.noise import plain
+from bdh_conformance.yardstick.tolerances import FACTOR, PRECISION, noisy
 from bdh_spec.config import BDHConfig
 from bdh_spec.model import embed, run
 from bdh_spec.params import Array, Params, cast

@@ -11,11 +11,11 @@ from typing import TypeAlias
 
 import click
 
-from bdh_conformance.agreement import headline
-from bdh_conformance.diagnosis import say
-from bdh_conformance.mistakes import Mistake
-from bdh_conformance.vectors import DTYPES, VERSION, export, export_cases
-from bdh_conformance.vectors_check import AGREES, DIFFERS, NOT_CLAIMED, CaseReport, Verdict, branch_of, check, diagnosis
+from bdh_conformance.adversaries.diagnosis import say
+from bdh_conformance.adversaries.mistakes import Mistake
+from bdh_conformance.files.check import AGREES, DIFFERS, NOT_CLAIMED, CaseReport, Verdict, branch_of, check, diagnosis
+from bdh_conformance.files.vectors import DTYPES, VERSION, export, export_cases
+from bdh_conformance.yardstick.agreement import headline
 from bdh_spec import BDHError
 
 Diagnosis: TypeAlias = list[list[Mistake]] | None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bdh_conformance.variants import Change, variant
+from bdh_conformance.adversaries.variants import Change, variant
 from bdh_spec import Backend
 
 

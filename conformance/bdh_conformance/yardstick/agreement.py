@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bdh_conformance.tolerances import Expectation, error, row_errors, slope
+from bdh_conformance.yardstick.tolerances import Expectation, error, row_errors, slope
 from bdh_spec.params import Array
 
 # What the axes of an array count, by the name of its stage and by how many axes it has.

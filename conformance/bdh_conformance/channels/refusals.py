@@ -7,14 +7,16 @@ from copy import copy
 
 import numpy as np
 
-from bdh_conformance.agreement import Comparison
-from bdh_conformance.cases import Case
-from bdh_conformance.reference import Specification
+from bdh_conformance.channels.loading import ORIGINS
+from bdh_conformance.yardstick.agreement import Comparison
+from bdh_conformance.yardstick.cases import Case
+from bdh_conformance.yardstick.reference import Specification
 from bdh_spec import Backend, BDHError, Model, Params, RecurrentState
 from bdh_spec.model import IGNORE, init_state
 from bdh_spec.numpy_backend import NumpyBackend
 from bdh_spec.params import Array
 from bdh_spec.protocol import VERBS
+from bdh_spec.rope import Phase
 
 NOTHING = "nothing was refused"
 
@@ -107,8 +109,14 @@ LOADING: dict[str, Callable[[Backend, Case], object]] = {
 }
 
 
-def observe(model: Model, case: Case, backend: Backend | None) -> dict[str, Array]:
+def observe(model: Model, case: Case) -> dict[str, Array]:
     """The error and its sentence for each mistake that a port's verbs allow to make."""
+    origin = ORIGINS.get(model)
+    return refused(model, case, origin.backend if origin else None)
+
+
+def refused(model: Model, case: Case, backend: Backend | None) -> dict[str, Array]:
+    """The same of the port that the model came from, where there is one."""
     claimed = backend.capabilities.verbs if backend else VERBS
     makers = {name: make for verb in claimed for name, make in MISTAKES.get(verb, {}).items()}
     seen = {name: refusal(lambda: make(model, case)) for name, make in makers.items()}  # noqa: B023  called at once
@@ -128,9 +136,9 @@ def refusal(make: Callable[[], object]) -> Array:
     return np.array(NOTHING)
 
 
-def judge(observed: dict[str, Array], case: Case) -> list[Comparison]:
+def judge(observed: dict[str, Array], case: Case, dtype: str, phase: Phase) -> list[Comparison]:
     """Sentence against sentence; where they name the port and what it has, error against error."""
-    wanted = observe(Specification(case.params, case.config), case, NumpyBackend())
+    wanted = refused(Specification(case.params, case.config), case, NumpyBackend())
     return [held_against(name, str(said), str(wanted[name])) for name, said in observed.items()]
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from bdh_conformance.agreement import Comparison
-from bdh_conformance.cases import Case
-from bdh_conformance.reference import Specification
-from bdh_conformance.tolerances import FACTOR, FLOOR, as_numpy_dtype
+from bdh_conformance.yardstick.agreement import Comparison
+from bdh_conformance.yardstick.cases import Case
+from bdh_conformance.yardstick.reference import Specification
+from bdh_conformance.yardstick.tolerances import FACTOR, FLOOR, as_numpy_dtype
 from bdh_spec.numpy_backend import NumpyBackend
 from bdh_spec.params import Array, cast
 from bdh_spec.protocol import Model

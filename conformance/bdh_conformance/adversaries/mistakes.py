@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from bdh_conformance.variants import Change, variant
+from bdh_conformance.adversaries.variants import Change, variant
 from bdh_spec import Backend
 
 # The channels that must see a mistake; others may see it too.

@@ -7,8 +7,8 @@ from functools import cache
 
 import numpy as np
 
-from bdh_conformance import vectors
-from bdh_conformance.vectors import Judged, Vector
+from bdh_conformance.files import vectors
+from bdh_conformance.files.vectors import Judged, Vector
 from bdh_spec import Model
 from bdh_spec.params import Array
 

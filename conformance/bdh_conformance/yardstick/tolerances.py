@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
-from bdh_conformance.noise import Noisy, Precision, plain
+from bdh_conformance.yardstick.noise import Noisy, Precision, plain
 from bdh_spec.params import Array, Params, cast
 
 # Weights of a fresh model leave float16's normal numbers (above 2^-14) in the decoder's products.

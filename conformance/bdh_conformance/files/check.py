@@ -10,12 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from bdh_conformance.agreement import Comparison, compare
-from bdh_conformance.cases import Case
-from bdh_conformance.diagnosis import explanations
-from bdh_conformance.mistakes import Mistake
-from bdh_conformance.tolerances import Expectation
-from bdh_conformance.vectors import (
+from bdh_conformance.adversaries.diagnosis import explanations
+from bdh_conformance.adversaries.mistakes import Mistake
+from bdh_conformance.files.vectors import (
     SUFFIXES,
     Judged,
     VectorsError,
@@ -26,6 +23,9 @@ from bdh_conformance.vectors import (
     paired_name,
     read,
 )
+from bdh_conformance.yardstick.agreement import Comparison, compare
+from bdh_conformance.yardstick.cases import Case
+from bdh_conformance.yardstick.tolerances import Expectation
 from bdh_spec import Model
 from bdh_spec.files import read_safetensors
 from bdh_spec.params import Array

@@ -10,7 +10,7 @@ norm's eps makes the scale 1/(1-p) visible.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 from itertools import chain, product
@@ -18,10 +18,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bdh_conformance.agreement import Comparison, compare
-from bdh_conformance.cases import Case
-from bdh_conformance.reference import Specification
-from bdh_conformance.tolerances import Expectation, as_numpy_dtype, expect
+from bdh_conformance.channels.loading import loaded_again
+from bdh_conformance.yardstick.agreement import Comparison, compare
+from bdh_conformance.yardstick.cases import Case
+from bdh_conformance.yardstick.reference import Specification
+from bdh_conformance.yardstick.tolerances import Expectation, as_numpy_dtype, expect
 from bdh_spec import AdamW, BDHConfig, Model, Params
 from bdh_spec.gradients import gradients
 from bdh_spec.model import loss, readout, run
@@ -66,10 +67,10 @@ class Outcomes(NamedTuple):
     masks: Array  # K reached: one that gives the loss; the others differ from it in silent neurons
 
 
-def observe(model: Model, case: Case, fresh: Callable[[], Model]) -> dict[str, Array]:
+def observe(model: Model, case: Case) -> dict[str, Array]:
     """Losses of many steps that move nothing, and what the model says before and after, when nothing may be dropped.
 
-    Then single steps that move the weights, each of a ``fresh`` model of the same weights and with a seed of its own.
+    Then single steps that move the weights, each of a fresh model of the same weights and with a seed of its own.
     """
     before, still = model.forward(case.tokens), model.loss(case.tokens, case.tokens)
     seen = {
@@ -82,7 +83,7 @@ def observe(model: Model, case: Case, fresh: Callable[[], Model]) -> dict[str, A
         "after.loss": np.array(model.loss(case.tokens, case.tokens)),
     }
     for seed in range(MOVES):
-        seen |= moved(fresh(), case, seed)
+        seen |= moved(loaded_again(model, case), case, seed)
     return seen
 
 

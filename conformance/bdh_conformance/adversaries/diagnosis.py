@@ -9,10 +9,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from bdh_conformance.cases import Case
-from bdh_conformance.channels import Origin, load_params
-from bdh_conformance.mistakes import MISTAKES, Mistake
-from bdh_conformance.tolerances import FACTOR, FLOOR, PRECISION, Expectation, as_numpy_dtype, row_errors
+from bdh_conformance.adversaries.mistakes import MISTAKES, Mistake
+from bdh_conformance.channels.loading import Origin, load_params
+from bdh_conformance.yardstick.cases import Case
+from bdh_conformance.yardstick.tolerances import FACTOR, FLOOR, PRECISION, Expectation, as_numpy_dtype, row_errors
 from bdh_spec import Backend, Model
 from bdh_spec.numpy_backend import NumpyBackend
 from bdh_spec.params import Array, cast

@@ -1,0 +1,91 @@
+"""What a channel is: what a model is made to compute, what is expected of it, and what may differ.
+
+``observe`` works on any model of the protocol: a port, a mistake, the specification itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bdh_conformance.yardstick.agreement import Comparison, compare
+from bdh_conformance.yardstick.cases import POOL, Case
+from bdh_conformance.yardstick.reference import Specification, Stepwise
+from bdh_conformance.yardstick.tolerances import Expectation, expect
+from bdh_spec import BDHConfig, Model
+from bdh_spec.params import Array
+from bdh_spec.rope import Phase
+
+Observed = dict[str, Array]
+Judge = Callable[[Observed, Case, str, Phase], list[Comparison]]
+WIDE = ("float32", "float64")
+ALL = (*WIDE, "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One thing that ports get wrong: what is computed, what is expected, and what a port must claim for it."""
+
+    name: str
+    level: str  # that it counts for, where the dtype is the port's first
+    says: str
+    verbs: tuple[str, ...]
+    observe: Callable[[Model, Case], Observed]
+    judge: Judge | None = None  # None: against the specification, with the tolerance of rounding
+    dtypes: tuple[str, ...] = ALL
+    prepare: Callable[[Case], Case | None] = lambda case: case  # the case as this channel needs it; None: not fit for it
+    min_time: int = 1
+    reference: Callable[[Model, Case], Observed] | None = None  # the same by a shorter way, where all ways are one
+    shapes: tuple[tuple[BDHConfig, int, int], ...] = POOL  # that generated cases take
+
+    def expected(self, case: Case, dtype: str, phase: Phase = "exact") -> dict[str, Expectation]:
+        """What a port of this dtype must compute, for the channels that have no judge of their own."""
+        compute = self.reference or self.observe
+        readers = (Specification, Stepwise) if "advance" in self.verbs else (Specification,)
+        return expect_of(readers, compute, case, dtype, phase)
+
+    def compare(self, observed: Observed, case: Case, dtype: str, phase: Phase = "exact") -> list[Comparison]:
+        """Every array of an observation against what it should be, in the specification's order."""
+        if self.judge:
+            return self.judge(observed, case, dtype, phase)
+        return against(observed, self.expected(case, dtype, phase))
+
+
+def against(observed: Mapping[str, Array], expected: Mapping[str, Expectation]) -> list[Comparison]:
+    """All that is expected, then a complaint about anything else."""
+    compared = [compare(name, observed.get(name), expectation) for name, expectation in expected.items()]
+    if unknown := [name for name in observed if name not in expected]:
+        compared.append(complaint("names", f"unknown stages {', '.join(unknown)}"))
+    elif list(observed) != list(expected) and set(observed) == set(expected):
+        compared.append(complaint("names", f"the stages come as {', '.join(observed)}: keep the order of computation"))
+    return compared
+
+
+def expect_of(
+    readers: Sequence[type[Specification]], compute: Callable[[Model, Case], Observed], case: Case, dtype: str, phase: Phase
+) -> dict[str, Expectation]:
+    """What is expected, with the largest tolerance of these ways to read a text: a port may go any of them."""
+
+    def by(reader: type[Specification]) -> dict[str, Expectation]:
+        return expect(lambda p: compute(reader(p, case.config, phase), case), case.params, dtype, seed=case.seed)
+
+    ways = [by(reader) for reader in readers]
+    return {
+        name: Expectation(
+            expectation.reference,
+            max(way[name].allowed for way in ways),
+            max(way[name].allowed_slope for way in ways),
+        )
+        for name, expectation in ways[0].items()
+    }
+
+
+def complaint(stage: str, sentence: str) -> Comparison:
+    """A comparison that no number tells."""
+    return Comparison(stage, float("inf"), 0.0, sentence)
+
+
+def scalar(value: float) -> Array:
+    return np.array(value, np.float64)

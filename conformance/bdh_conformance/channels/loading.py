@@ -1,0 +1,48 @@
+"""Models of a case: loaded, and knowing how to load their like."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+from bdh_conformance.yardstick.cases import Case
+from bdh_conformance.yardstick.reference import Specification
+from bdh_spec import Backend, Model, Params
+from bdh_spec.protocol import VERBS
+from bdh_spec.rope import Phase
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a loaded model came from."""
+
+    backend: Backend
+    device: str | None
+    dtype: str
+    phase: Phase
+
+
+ORIGINS: WeakKeyDictionary[Model, Origin] = WeakKeyDictionary()
+
+
+def load(backend: Backend, case: Case, dtype: str, phase: Phase = "exact", device: str | None = None) -> Model:
+    """A model of this case, which knows how to load its like: some properties compare two sets of weights."""
+    return load_params(Origin(backend, device, dtype, phase), case.params, case)
+
+
+def load_params(origin: Origin, params: Params, case: Case) -> Model:
+    model = origin.backend.load(params, case.config, device=origin.device, dtype=origin.dtype, phase=origin.phase)
+    ORIGINS[model] = origin
+    return model
+
+
+def loaded_again(model: Model, case: Case) -> Model:
+    """Another model of the same port with the weights of the case."""
+    origin = ORIGINS.get(model)
+    return load_params(origin, case.params, case) if origin else Specification(case.params, case.config, model.phase)
+
+
+def claims(model: Model, *verbs: str) -> bool:
+    """Whether the model's port has these verbs."""
+    origin = ORIGINS.get(model)
+    return set(verbs) <= set(origin.backend.capabilities.verbs if origin else VERBS)

@@ -1,0 +1,131 @@
+"""A run equals itself, and nobody writes into what is not theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from bdh_conformance.channels.channel import Observed, complaint
+from bdh_conformance.channels.loading import ORIGINS, claims, load_params
+from bdh_conformance.yardstick.agreement import Comparison
+from bdh_conformance.yardstick.cases import Case
+from bdh_conformance.yardstick.tolerances import as_numpy_dtype
+from bdh_spec import AdamW, Model, Params, State
+from bdh_spec.params import Array
+from bdh_spec.rope import Phase
+
+
+def observe_determinism(model: Model, case: Case) -> Observed:
+    """Pairs of runs: ``name`` and ``name.again`` must be one, bit for bit, whatever was asked in between."""
+    first = model.forward(case.tokens)
+    before = first.copy()
+    model.forward((case.tokens + 1) % case.config.vocab_size)
+    after = first.copy()  # now, for the next answer to the same text would put right what a shared buffer has lost
+    seen = {"logits": before, "logits.again": model.forward(case.tokens), "kept": before, "kept.again": after}
+    if claims(model, "advance"):
+        seen |= {name: model.advance(model.init_state(case.batch), case.tokens)[0] for name in ("decode", "decode.again")}
+    if claims(model, "gradients"):
+        for name in ("gradients", "gradients.again"):
+            _, slopes = model.gradients(case.tokens, case.targets)
+            seen |= {f"{key}.{name}": slope for key, slope in slopes._asdict().items()}
+    return seen
+
+
+def judge_pairs(observed: Observed, case: Case, dtype: str, phase: Phase) -> list[Comparison]:
+    """Bit for bit."""
+    names = [name for name in observed if not name.endswith(".again")]
+    different = [name for name in names if not np.array_equal(observed[name], observed[f"{name}.again"])]
+    return [
+        complaint(name, "a second run gives other bits, or the first result was overwritten by it")
+        if name in different
+        else Comparison(name, 0.0, 0.0)
+        for name in names
+    ]
+
+
+def observe_mutation(model: Model, case: Case) -> Observed:
+    """Everything a caller owns, after the model worked with it; and the model, after the caller wrote into its answers."""
+    tokens, targets = case.tokens.copy(), case.targets.copy()
+    before = model.forward(tokens).copy()
+    answers = [model.forward(tokens), *model.params()]
+    if claims(model, "loss"):
+        model.loss(tokens, targets)
+    if claims(model, "gradients"):
+        answers += model.gradients(tokens, targets)[1]
+    if claims(model, "trace"):
+        answers += model.trace(tokens).values()
+    kept: Observed = {}
+    if claims(model, "advance"):
+        state = model.advance(model.init_state(case.batch), tokens)[1]
+        kept = {"state.logits": model.advance(state, tokens)[0].copy()}
+        kept["state.logits.again"] = model.advance(state, tokens)[0]
+        kept |= overwritten_state(model, state) | imported_state(model, state, tokens) if claims(model, "state") else {}
+    spoil(answers)
+    seen = {"answers": before, "answers.again": model.forward(tokens), **kept}
+    seen |= {"tokens": tokens, "tokens.again": replace(case).tokens, "targets": targets, "targets.again": replace(case).targets}
+    return seen | caller_weights(model, case)
+
+
+def overwritten_state(model: Model, state: State) -> Observed:
+    """A state before and after its exported copy was written into."""
+    first = model.export_state(state).layers[0].copy()
+    spoil(model.export_state(state).layers)
+    return {"exported": first, "exported.again": model.export_state(state).layers[0]}
+
+
+def imported_state(model: Model, state: State, tokens: Array) -> Observed:
+    """The arrays that a state was imported from, after it was given away; and what it says once they are written into."""
+    exported = model.export_state(state)
+    given = replace(exported, layers=tuple(map(adoptable, exported.layers)))
+    before = model.advance(model.import_state(given), tokens)[0].copy()
+    model.advance(model.import_state(given), tokens, donate=True)
+    seen = {"given": np.stack(exported.layers), "given.again": np.stack(given.layers)}
+    imported = model.import_state(given)
+    spoil(given.layers)
+    return seen | {"imported.logits": before, "imported.logits.again": model.advance(imported, tokens)[0]}
+
+
+def adoptable(values: Array) -> Array:
+    """A copy that begins at a multiple of 64 bytes: memory that some frameworks take over as it is, and no other."""
+    memory = np.empty(values.nbytes + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    copy: Array = memory[start : start + values.nbytes].view(values.dtype).reshape(values.shape)
+    copy[...] = values
+    return copy
+
+
+def caller_weights(model: Model, case: Case) -> Observed:
+    """The arrays that models were loaded from, after a step of training if they train, beside what they were.
+
+    The second model is given its own dtype: nothing needs to be converted, and a port that shares memory gives itself away.
+    """
+    train(model, case)
+    seen = beside("weights", case.params, replace(case).params)
+    if origin := ORIGINS.get(model):
+        kept = Params(*(weight.astype(as_numpy_dtype(model.dtype)) for weight in replace(case).params))
+        given = Params(*map(adoptable, kept))
+        train(load_params(origin, given, case), case)
+        seen |= beside("own_dtype", given, kept)
+    return seen
+
+
+def train(model: Model, case: Case) -> None:
+    """One step, if the model trains; one look at the text if not."""
+    model.forward(case.tokens)
+    if claims(model, "train"):
+        model.train_step(model.optimizer(AdamW(learning_rate=0.1)), case.tokens, case.targets)
+
+
+def beside(name: str, weights: Params, kept: Params) -> Observed:
+    """Pairs of weights."""
+    pairs = zip(Params._fields, weights, kept, strict=True)
+    return {key: value for field, w, k in pairs for key, value in ((f"{name}.{field}", w), (f"{name}.{field}.again", k))}
+
+
+def spoil(arrays: Iterator[Array] | list[Array] | tuple[Array, ...]) -> None:
+    """Write nonsense into every array that lets itself be written."""
+    for array in arrays:
+        if array.flags.writeable:
+            array[...] = -7

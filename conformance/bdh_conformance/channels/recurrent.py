@@ -1,0 +1,103 @@
+"""The recurrent form: states, one text in pieces of all kinds, positions far from the start."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+
+import numpy as np
+
+from bdh_conformance.channels.channel import Observed, scalar
+from bdh_conformance.yardstick.cases import Case
+from bdh_spec import Model, RecurrentState
+from bdh_spec.params import Array
+from bdh_spec.rope import Phase
+
+# Where a float32 product loses the phase, where float32 stops counting, and the longest that every port must reach.
+POSITIONS: dict[Phase, tuple[int, ...]] = {
+    "exact": (0, 10**4, 10**6, 2**24 + 1, 2**40),
+    "float32": (0, 10**4, 10**6, 2**24 - 64),
+}
+LONGEST = 40  # binary digits of the positions that are drawn
+
+
+def observe_states(model: Model, case: Case) -> Observed:
+    """The state of half the text and of all of it, carried over by export and import in between."""
+    half = case.time // 2 or 1
+    logits, state = model.advance(model.init_state(case.batch), case.tokens[:, :half])
+    first = model.export_state(state)
+    seen = {"half.logits": logits} | memories("half", first)
+    if half < case.time:
+        logits, state = model.advance(model.import_state(first), case.tokens[:, half:])
+        seen |= {"whole.logits": logits} | memories("whole", model.export_state(state))
+    return seen | {"position": scalar(state.position)}
+
+
+def memories(prefix: str, state: RecurrentState) -> Observed:
+    """A state's matrices by layer."""
+    return {f"{prefix}.layers.{i}.state_by_pair": by_pair(memory) for i, memory in enumerate(state.layers)}
+
+
+def by_pair(memory: Array) -> Array:
+    """A state (B, h, N, D) as (B, h, N/2, 2 D): a row is a pair of neurons.
+
+    Rotation moves the length of a pair from one neuron to the other. What is left of it in one of them can be as small as
+    rounding, and its relative error says nothing.
+    """
+    if not isinstance(memory, np.ndarray) or memory.ndim != 4 or memory.shape[2] % 2:
+        return memory  # no state at all: the comparison says so
+    B, h, N, D = memory.shape
+    return memory.reshape(B, h, N // 2, 2 * D)
+
+
+def observe_decode(model: Model, case: Case) -> Observed:
+    """The logits of one text, read in all the ways that a port can be asked to read it."""
+    T = case.time
+    plans = {"whole": (T,), "prefill": (T - 1, 1), "ones": (1,) * T, "ragged": ragged(T)}
+    seen = {f"{name}.logits": read(model, case.tokens, plan) for name, plan in plans.items() if 0 not in plan}
+    if T > 1:
+        start = model.advance(model.init_state(case.batch), case.tokens[:, :-1])[1]
+        for name, last in (("again", case.tokens[:, -1:]), ("branch", case.tokens[:, :1]), ("back", case.tokens[:, -1:])):
+            seen[f"{name}.logits"] = model.advance(start, last)[0]
+    return seen
+
+
+def decode_reference(model: Model, case: Case) -> Observed:
+    """The same logits, read in one way."""
+    if case.time == 1:
+        logits, _ = model.advance(model.init_state(case.batch), case.tokens)
+        return {f"{way}.logits": logits for way in ("whole", "ones", "ragged")}
+    before, state = model.advance(model.init_state(case.batch), case.tokens[:, :-1])
+    last, other = (model.advance(state, token)[0] for token in (case.tokens[:, -1:], case.tokens[:, :1]))
+    logits = np.concatenate([before, last], axis=1)
+    seen = {f"{way}.logits": logits for way in ("whole", "prefill", "ones", "ragged")}
+    return seen | {"again.logits": last, "branch.logits": other, "back.logits": last}
+
+
+def ragged(T: int) -> tuple[int, ...]:
+    """Pieces of 2, 3, 1, 2, 3, 1, ... tokens: the state is read after pieces of every kind."""
+    lengths: list[int] = []
+    while sum(lengths) < T:
+        lengths.append(min((2, 3, 1)[len(lengths) % 3], T - sum(lengths)))
+    return tuple(lengths)
+
+
+def read(model: Model, tokens: Array, plan: tuple[int, ...]) -> Array:
+    """The logits of tokens (B, T) read in pieces, the state of each piece given away to the next."""
+    state, logits = model.init_state(tokens.shape[0]), []
+    for end, length in zip(accumulate(plan), plan, strict=True):
+        part, state = model.advance(state, tokens[:, end - length : end], donate=True)
+        logits.append(part)
+    return np.concatenate(logits, axis=1)
+
+
+def observe_phases(model: Model, case: Case) -> Observed:
+    """What a model that remembers the start of the text says of the rest, if that follows a long time later."""
+    half = case.time // 2
+    begun = model.export_state(model.advance(model.init_state(case.batch), case.tokens[:, :half])[1])
+    drawn = (2 ** np.random.default_rng(case.seed).uniform(10, LONGEST, 2)).astype(np.int64) if model.phase == "exact" else ()
+    seen: Observed = {}
+    for start in (*POSITIONS[model.phase], *map(int, drawn)):
+        later = model.import_state(RecurrentState(start + half, begun.layers))
+        logits, state = model.advance(later, case.tokens[:, half:])
+        seen |= {f"at_{start}.logits": logits} | memories(f"at_{start}", model.export_state(state))
+    return seen

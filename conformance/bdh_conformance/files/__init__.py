@@ -1,0 +1,1 @@
+"""Vectors: cases as files, for ports in other languages."""

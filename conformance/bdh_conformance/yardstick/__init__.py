@@ -1,0 +1,1 @@
+"""What agreement means: cases, the rounding that honesty allows on each, and the one comparison."""
