@@ -86,6 +86,11 @@ class Judged:
     expected: Mapping[str, Mapping[str, Expectation]]  # by tensor, by dtype
 
 
+def origin(judged: Judged) -> Case:
+    """The case that a vector was made from, before its weights were changed."""
+    return Case.parse(judged.vector.origin.split(" with ")[0])
+
+
 def fresh(name: str, case: Case, plan: tuple[int, ...], starts: tuple[int, ...], phase: Phase = "exact") -> Vector:
     """A vector made from a case: its weights rounded to float32, so that ports of either dtype hold the same ones."""
     weights = {f"params.{key}": weight.astype(np.float32) for key, weight in case.params._asdict().items()}
