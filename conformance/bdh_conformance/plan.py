@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle
+from typing import NamedTuple
+
+from hypothesis.strategies import SearchStrategy
 
 from bdh_conformance.channels import CHANNELS
 from bdh_conformance.channels.channel import ALL, WIDE, Channel
-from bdh_conformance.channels.dropout import CASES as DROPPED
 from bdh_conformance.files import frozen, vectors
-from bdh_conformance.files.vectors import Judged
-from bdh_conformance.yardstick.cases import CONFIGS, POOL, Case
+from bdh_conformance.files.vectors import Judged, origin
+from bdh_conformance.yardstick.cases import POOL, Case
+from bdh_conformance.yardstick.sizes import Shape
+from bdh_conformance.yardstick.strategies import pooled, sized
 from bdh_spec import Capabilities
 from bdh_spec.rope import PHASES, Phase
 
@@ -22,37 +26,8 @@ KINDS = {
 }
 NARROW_SHAPES = (POOL[0], POOL[2], POOL[4])  # JAX compiles each shape anew for each dtype
 
-# Texts longer than any port's chunk, and one word past a power of two.
-LONG = Case(CONFIGS["one_layer"], batch=1, time=257, seed=3, scale=20.0)
-VERY_LONG = Case(CONFIGS["plain"], batch=1, time=2048, seed=4, scale=20.0)
-PLAIN = Case(CONFIGS["plain"], 2, 6, 1, 5.0)
-# Where else some mistakes hide: codes beyond 6, relus that read exact zeros, logits beyond the range of exp, or all equal.
-SPECIAL = {
-    "logits": (replace(PLAIN, scale=200.0),),
-    "traces": (replace(PLAIN, scale=200.0),),
-    "decode": (replace(PLAIN, scale=200.0),),
-    "gradients": (replace(PLAIN, scale=20.0, weights="dead"),),
-    "loss": (replace(PLAIN, scale=1e5),),
-    "sampling": (replace(PLAIN, scale=0.0),),
-}
-TIES = (Case(CONFIGS["plain"], 2, 6, 1, 20.0, weights="ties"), Case(CONFIGS["square_encoder"], 3, 4, 2, 20.0, weights="ties"))
-
-# How many times dearer an example of a channel is than one of logits.
-DEAR = {
-    "decode": 2,
-    "states": 2,
-    "properties": 2,
-    "sampling": 3,
-    "padding": 3,
-    "phases": 5,
-    "training": 12,
-    "mutation": 4,
-    "dropout": 40,
-    "refusals": 10,
-}
-# JAX compiles a second for each verb, shape and dtype: smoke takes one shape, and the other dtypes by two channels.
-SMOKE = ("logits", "traces", "loss", "gradients", "states", "sampling", "determinism", "refusals")
-SMOKE_OTHER_DTYPES = ("traces",)
+# What smoke reads of the published vectors: the first for all channels, the others where it has time for more than one.
+MAIN = ("three_heads",)
 SMOKE_LOGITS = (
     "first_steps",
     "fresh_weights",
@@ -62,9 +37,6 @@ SMOKE_LOGITS = (
     "mixed_scales",
     "wide_vocabulary",
 )
-IN_OTHER_PHASES = ("logits", "phases")
-RELATIVE = ("padding",)  # rests on an offset of positions changing nothing, which phases in float32 do not keep
-ONCE = ("dropout", "refusals", "sampling")  # in the first dtype only: they look at choices, not at rounding
 
 
 @dataclass(frozen=True)
@@ -74,17 +46,26 @@ class Tier:
     name: str
     examples: int  # generated, of the cheapest channel, in float32 and float64
     narrow_examples: int
+    sized_examples: int  # of each class of sizes
+    longest: int  # tokens of a text
     says: str
 
 
 TIERS = {
     tier.name: tier
     for tier in (
-        Tier("smoke", 0, 0, "frozen cases only: some ten seconds"),
-        Tier("standard", 36, 12, "structured cases and properties: some two minutes"),
-        Tier("deep", 1500, 400, "thousands of examples, texts of 2048 tokens: half an hour"),
+        Tier("smoke", 0, 0, 0, 0, "frozen cases only: some ten seconds"),
+        Tier("standard", 36, 12, 1, 1200, "structured cases, classes of sizes and properties: some two minutes"),
+        Tier("deep", 1500, 400, 20, 4096, "thousands of examples, texts of 4,096 tokens: half an hour"),
     )
 }
+
+
+class Generated(NamedTuple):
+    """Cases that Hypothesis draws, and how many of them."""
+
+    strategy: SearchStrategy[Case]
+    examples: int
 
 
 @dataclass(frozen=True)
@@ -96,8 +77,7 @@ class Check:
     dtype: str
     phase: Phase
     fixed: tuple[Case | Judged, ...] = ()
-    examples: int = 0
-    kinds: tuple[tuple[float, str], ...] = ()
+    generated: tuple[Generated, ...] = ()
     reason: str = ""
 
 
@@ -115,7 +95,7 @@ def plan(
     base = next((d for d in (*dtypes, *ALL) if d in capabilities.dtypes), ALL[0])
     home = next((phase for phase in PHASES if phase in capabilities.phases), PHASES[0])
     return [
-        check(tier, capabilities, channel, dtype, phase, base, case)
+        check(tier, capabilities, channel, dtype, phase, base, home, case)
         for dtype in dtypes or ALL
         for phase in phases or PHASES
         for channel in wanted
@@ -124,21 +104,28 @@ def plan(
 
 
 def applies(channel: Channel, dtype: str, phase: Phase, base: str, home: Phase) -> bool:
-    """Whether a channel has anything to say here: all have where the port is at home, two in its other phases."""
-    if (channel.name in ONCE and dtype != base) or (channel.name in RELATIVE and phase == "float32"):
+    """Whether a channel has anything to say here: all have where the port is at home, some in its other phases."""
+    if (channel.once and dtype != base) or (channel.relative and phase == "float32"):
         return False
-    return dtype in channel.dtypes and (phase == home or (channel.name in IN_OTHER_PHASES and dtype == base))
+    return dtype in channel.dtypes and (phase == home or (channel.every_phase and dtype == base))
 
 
 def in_tier(tier: Tier, channel: Channel, dtype: str, phase: Phase, base: str, home: Phase) -> bool:
     """Whether a tier has time for it."""
     if tier.name != "smoke":
         return True
-    return phase == home and channel.name in (SMOKE if dtype == base else SMOKE_OTHER_DTYPES)
+    return phase == home and channel.smoke in (("first dtype", "every dtype") if dtype == base else ("every dtype",))
 
 
 def check(
-    tier: Tier, capabilities: Capabilities, channel: Channel, dtype: str, phase: Phase, base: str, case: Case | None
+    tier: Tier,
+    capabilities: Capabilities,
+    channel: Channel,
+    dtype: str,
+    phase: Phase,
+    base: str,
+    home: Phase,
+    case: Case | None,
 ) -> Check:
     """The cases of a channel, or the reason why it is not claimed."""
     level = channel.level if dtype == base else dtype
@@ -146,11 +133,11 @@ def check(
         return Check(channel, level, dtype, phase, reason=reason)
     if case is not None:
         return Check(channel, level, dtype, phase, (case,))
-    kinds = KINDS[dtype in WIDE]
     if tier.name == "smoke":
         return Check(channel, level, dtype, phase, smoke(channel, dtype, phase, dtype == base))
-    examples = (tier.examples if dtype in WIDE else tier.narrow_examples) // DEAR.get(channel.name, 1)
-    return Check(channel, level, dtype, phase, tuple(structured(tier, channel, dtype)), examples, kinds)
+    return Check(
+        channel, level, dtype, phase, tuple(structured(channel, dtype)), tuple(generated(tier, channel, dtype, phase == home))
+    )
 
 
 def unclaimed(channel: Channel, capabilities: Capabilities, dtype: str, phase: Phase) -> str:
@@ -164,32 +151,40 @@ def unclaimed(channel: Channel, capabilities: Capabilities, dtype: str, phase: P
     return ""
 
 
-def structured(tier: Tier, channel: Channel, dtype: str) -> Iterator[Case]:
+def structured(channel: Channel, dtype: str) -> Iterator[Case]:
     """Every shape, with every kind of weights somewhere."""
-    shapes = channel.shapes if dtype in WIDE else [shape for shape in channel.shapes if shape in NARROW_SHAPES]
-    if channel.name == "dropout":
-        yield from DROPPED
+    if channel.only:
+        yield from channel.only
         return
-    for seed, (shape, (scale, weights)) in enumerate(zip(shapes, cycle(KINDS[dtype in WIDE]), strict=False)):
-        if shape[2] >= channel.min_time:
-            yield Case(*shape, seed=seed, scale=scale, weights=weights)
-    if channel.name == "sampling":
-        yield from TIES
+    for seed, (shape, (scale, weights)) in enumerate(zip(shapes(channel, dtype), cycle(KINDS[dtype in WIDE]), strict=False)):
+        yield Case(*shape, seed=seed, scale=scale, weights=weights)
     if dtype in WIDE:
-        yield from SPECIAL.get(channel.name, ())
-    if channel.name in ("logits", "decode") and dtype == "float32":
-        yield LONG
-    if channel.name == "decode" and dtype == "float32" and tier.name == "deep":
-        yield VERY_LONG
+        yield from channel.special
+
+
+def generated(tier: Tier, channel: Channel, dtype: str, at_home: bool) -> Iterator[Generated]:
+    """Values drawn for the shapes of the pool, then shapes drawn from the classes of sizes."""
+    kinds = KINDS[dtype in WIDE]
+    examples = (tier.examples if dtype in WIDE else tier.narrow_examples) // channel.cost
+    if examples:
+        yield Generated(pooled(shapes(channel, dtype), kinds), examples)
+    for name in channel.sizes if dtype in WIDE else channel.narrow_sizes:
+        if tier.sized_examples and at_home:
+            yield Generated(sized(name, tier.longest, kinds), tier.sized_examples)
+
+
+def shapes(channel: Channel, dtype: str) -> tuple[Shape, ...]:
+    """The shapes of the pool that a channel takes in a dtype."""
+    fit = (shape for shape in channel.shapes if shape[2] >= channel.min_time)
+    return tuple(shape for shape in fit if dtype in WIDE or shape in NARROW_SHAPES)
 
 
 def smoke(channel: Channel, dtype: str, phase: Phase, is_base: bool) -> tuple[Case | Judged, ...]:
-    """The published vectors where there are any for this channel, and elsewhere the case that one of them was made from."""
-    main = next(judged for judged in frozen.published() if judged.vector.name == "three_heads")
-    if channel.name not in frozen.OBSERVE or dtype not in vectors.DTYPES or phase != "exact":
-        case = Case.parse(main.vector.origin)
-        return (replace(case, weights="ties") if channel.name == "sampling" else case,)
-    if channel.name == "logits" and is_base:
-        chosen = (judged for judged in frozen.published() if judged.vector.name in SMOKE_LOGITS)
-        return (*chosen, Case(*POOL[0], seed=2, scale=50.0))
-    return (main,)
+    """The published vectors where there are any for this channel, and elsewhere the cases that they were made from."""
+    names = SMOKE_LOGITS if channel.name == "logits" and is_base else MAIN
+    chosen = [judged for judged in frozen.published() if judged.vector.name in names]
+    if channel.name in frozen.OBSERVE and dtype in vectors.DTYPES and phase == "exact":
+        found: list[Case | Judged] = [*chosen]
+    else:
+        found = [replace(origin(judged), weights="ties" if channel.name == "sampling" else "normal") for judged in chosen]
+    return (*found, Case(*POOL[0], seed=2, scale=50.0)) if names is SMOKE_LOGITS else tuple(found)

@@ -17,9 +17,9 @@ from bdh_conformance.explain import explain
 from bdh_conformance.files import frozen
 from bdh_conformance.files.vectors import Judged, origin
 from bdh_conformance.outcomes import BAD, Outcome, Result
-from bdh_conformance.plan import NARROW_SHAPES, Check
+from bdh_conformance.plan import Check, Generated
 from bdh_conformance.yardstick.agreement import Comparison, headline
-from bdh_conformance.yardstick.cases import COVERAGE, Case, pooled
+from bdh_conformance.yardstick.cases import COVERAGE, Case
 from bdh_spec import Backend
 from bdh_spec.rope import Phase
 
@@ -44,8 +44,8 @@ class Run:
             return result
         start = time.perf_counter()
         failing = next((c for c in self.fitting(check) if self.examine(check, c, result).status in BAD), None)
-        if failing is None and check.examples:
-            failing = self.explore(check, result)
+        for cases in check.generated:
+            failing = failing or self.explore(check, cases, result)
         if failing is not None and self.explains:
             explain(self, check, failing, result)
         result.seconds = time.perf_counter() - start
@@ -109,8 +109,8 @@ class Run:
         message = headline(self.backend.name, list(compared)) if wrong else ""
         return Outcome(*where, shown.stage, "failed" if wrong else "passed", shown.error, shown.allowed, message, compared)
 
-    def explore(self, check: Check, result: Result) -> Case | None:
-        """Generated cases; the smallest of the pool that fails, if one does."""
+    def explore(self, check: Check, cases: Generated, result: Result) -> Case | None:
+        """Generated cases; the smallest of them that fails, if one does."""
         failures: list[Case] = []
 
         def fails(case: Case) -> bool:
@@ -121,7 +121,5 @@ class Run:
                 failures.append(fit)
             return bad
 
-        shapes = tuple(s for s in check.channel.shapes if check.dtype in ("float32", "float64") or s in NARROW_SHAPES)
-        strategy = pooled(shapes, min_time=check.channel.min_time, kinds=check.kinds)
-        search.failing(strategy, fails, check.examples, self.seed)
+        search.failing(cases.strategy, fails, cases.examples, self.seed)
         return failures[-1] if failures else None

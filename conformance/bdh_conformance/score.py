@@ -25,7 +25,7 @@ from bdh_conformance.runner import Run
 from bdh_conformance.yardstick.cases import Case
 from bdh_spec import Backend, get_backend
 
-FIXED_ONLY = Tier("standard", 0, 0, "the structured cases of the standard tier")
+FIXED_ONLY = Tier("standard", 0, 0, 0, 0, "the structured cases of the standard tier")
 DTYPES = ("float32", "float64")  # in this order: what rounding hides in float32, float64 shows
 
 

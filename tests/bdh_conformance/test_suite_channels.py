@@ -27,7 +27,7 @@ from bdh_conformance.yardstick.tolerances import FLOAT64
 from bdh_spec import Backend, Params
 from bdh_spec.gradients import gradients
 
-SHORT = Tier("short", 4, 2, "a cut-down standard")
+SHORT = Tier("short", 4, 2, 0, 0, "a cut-down standard")
 
 # One mistake, and the channel that is made to see it.
 PLANTED = {

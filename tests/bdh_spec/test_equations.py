@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bdh_spec
-from bdh_conformance.yardstick.cases import CONFIGS, Case, cases
+from bdh_conformance.yardstick.cases import CONFIGS, Case
+from bdh_conformance.yardstick.strategies import cases
 from bdh_conformance.yardstick.tolerances import error
 from bdh_spec import BDHConfig, Params, model
 from bdh_spec.params import cast

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from bdh_conformance.yardstick.cases import CONFIGS, Case, cases
+from bdh_conformance.yardstick.cases import CONFIGS, Case
+from bdh_conformance.yardstick.strategies import cases
 from bdh_spec import Params, model
 from bdh_spec.gradients import gradients
 

@@ -1,10 +1,14 @@
 """What the suite looks at, channel by channel."""
 
+from dataclasses import replace
+
 from bdh_conformance.channels import dropout, refusals, sampling
 from bdh_conformance.channels.channel import WIDE, Channel
 from bdh_conformance.channels.ownership import judge_pairs, observe_determinism, observe_mutation
 from bdh_conformance.channels.parallel import (
     batch_reference,
+    logits_reference,
+    loss_reference,
     observe_batch,
     observe_gradients,
     observe_logits,
@@ -17,14 +21,51 @@ from bdh_conformance.channels.properties import judge_properties, observe_proper
 from bdh_conformance.channels.recurrent import decode_reference, observe_decode, observe_phases, observe_states
 from bdh_conformance.channels.training import observe_training, trainable
 from bdh_conformance.yardstick import kinks
-from bdh_conformance.yardstick.cases import POOL
+from bdh_conformance.yardstick.cases import CONFIGS, POOL, Case
+from bdh_conformance.yardstick.sizes import LENGTHS, WIDTHS
+
+PLAIN = Case(CONFIGS["plain"], 2, 6, 1, 5.0)
+HUGE = (replace(PLAIN, scale=200.0),)  # codes beyond 6
+TIES = (Case(CONFIGS["plain"], 2, 6, 1, 20.0, weights="ties"), Case(CONFIGS["square_encoder"], 3, 4, 2, 20.0, weights="ties"))
 
 CHANNELS = {
     channel.name: channel
     for channel in (
-        Channel("logits", "forward", "logits of the parallel form", ("forward",), observe_logits),
-        Channel("traces", "traces", "every stage of every layer", ("trace",), observe_traces),
-        Channel("loss", "forward", "mean cross entropy", ("loss",), observe_loss),
+        Channel(
+            "logits",
+            "forward",
+            "logits of the parallel form, at many lengths",
+            ("forward",),
+            observe_logits,
+            reference=logits_reference,
+            sizes=(*WIDTHS, "beyond_a_thousand"),
+            narrow_sizes=("many", "beyond_a_thousand"),
+            special=HUGE,
+            smoke="first dtype",
+            every_phase=True,
+        ),
+        Channel(
+            "traces",
+            "traces",
+            "every stage of every layer",
+            ("trace",),
+            observe_traces,
+            sizes=("many", "indivisible"),
+            special=HUGE,
+            smoke="every dtype",
+        ),
+        Channel(
+            "loss",
+            "forward",
+            "mean cross entropy, at many lengths",
+            ("loss",),
+            observe_loss,
+            reference=loss_reference,
+            sizes=("many", "beyond_a_thousand"),
+            narrow_sizes=("beyond_a_thousand",),
+            special=(replace(PLAIN, scale=1e5),),  # logits beyond the range of exp
+            smoke="first dtype",
+        ),
         Channel(
             "gradients",
             "gradients",
@@ -33,8 +74,21 @@ CHANNELS = {
             observe_gradients,
             dtypes=WIDE,
             prepare=kinks.clear_of_kinks,
+            sizes=(*WIDTHS, *LENGTHS),
+            special=(replace(PLAIN, scale=20.0, weights="dead"),),  # relus that read exact zeros
+            smoke="first dtype",
         ),
-        Channel("states", "decode", "the recurrent state", ("advance", "state"), observe_states),
+        Channel(
+            "states",
+            "decode",
+            "the recurrent state",
+            ("advance", "state"),
+            observe_states,
+            sizes=("many", "beyond_a_thousand"),
+            narrow_sizes=("beyond_a_thousand",),
+            cost=2,
+            smoke="first dtype",
+        ),
         Channel(
             "decode",
             "decode",
@@ -42,8 +96,20 @@ CHANNELS = {
             ("advance",),
             observe_decode,
             reference=decode_reference,
+            sizes=(*WIDTHS, "beyond_a_thousand"),
+            narrow_sizes=("beyond_a_thousand",),
+            special=HUGE,
+            cost=2,
         ),
-        Channel("batch", "forward", "texts of a batch do not touch", ("forward",), observe_batch, reference=batch_reference),
+        Channel(
+            "batch",
+            "forward",
+            "texts of a batch do not touch",
+            ("forward",),
+            observe_batch,
+            reference=batch_reference,
+            sizes=("many",),
+        ),
         Channel(
             "padding",
             "padding",
@@ -52,6 +118,9 @@ CHANNELS = {
             observe_padding,
             min_time=2,
             reference=padding_reference,
+            sizes=("many", "between_blocks", "beyond_a_thousand"),
+            cost=3,
+            relative=True,
         ),
         Channel(
             "dropout",
@@ -63,6 +132,9 @@ CHANNELS = {
             WIDE,
             dropout.prepare,
             min_time=2,
+            only=dropout.CASES,
+            cost=40,
+            once=True,
         ),
         Channel(
             "training",
@@ -74,9 +146,32 @@ CHANNELS = {
             prepare=trainable,
             min_time=2,
             shapes=(POOL[1], POOL[4]),  # JAX takes two seconds to compile a step
+            sizes=("many",),
+            cost=12,
         ),
-        Channel("sampling", "sampling", "one seed, one text", ("advance",), sampling.written, sampling.judge, WIDE),
-        Channel("determinism", "forward", "a run equals itself", ("forward",), observe_determinism, judge_pairs),
+        Channel(
+            "sampling",
+            "sampling",
+            "one seed, one text",
+            ("advance",),
+            sampling.written,
+            sampling.judge,
+            WIDE,
+            special=(*TIES, replace(PLAIN, scale=0.0)),  # logits that tie, some or all of them
+            sizes=("many",),
+            cost=3,
+            smoke="first dtype",
+            once=True,
+        ),
+        Channel(
+            "determinism",
+            "forward",
+            "a run equals itself",
+            ("forward",),
+            observe_determinism,
+            judge_pairs,
+            smoke="first dtype",
+        ),
         Channel(
             "mutation",
             "forward",
@@ -86,11 +181,38 @@ CHANNELS = {
             judge_pairs,
             WIDE,
             shapes=(POOL[1], POOL[4]),
+            cost=4,
         ),
-        Channel("phases", "long positions", "phases far from the start", ("advance", "state"), observe_phases, min_time=2),
-        Channel("properties", "forward", "what holds without a reference", ("forward",), observe_properties, judge_properties),
         Channel(
-            "refusals", "refusals", "bad input gets its one sentence", ("forward",), refusals.observe, refusals.judge, WIDE
+            "phases",
+            "long positions",
+            "phases far from the start",
+            ("advance", "state"),
+            observe_phases,
+            min_time=2,
+            cost=5,
+            every_phase=True,
+        ),
+        Channel(
+            "properties",
+            "forward",
+            "what holds without a reference",
+            ("forward",),
+            observe_properties,
+            judge_properties,
+            cost=2,
+        ),
+        Channel(
+            "refusals",
+            "refusals",
+            "bad input gets its one sentence",
+            ("forward",),
+            refusals.observe,
+            refusals.judge,
+            WIDE,
+            cost=10,
+            smoke="first dtype",
+            once=True,
         ),
     )
 }

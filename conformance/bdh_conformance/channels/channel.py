@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from bdh_conformance.yardstick.agreement import Comparison, compare
 from bdh_conformance.yardstick.cases import POOL, Case
 from bdh_conformance.yardstick.reference import Specification, Stepwise
-from bdh_conformance.yardstick.tolerances import Expectation, expect
-from bdh_spec import BDHConfig, Model
+from bdh_conformance.yardstick.sizes import LONG, Shape
+from bdh_conformance.yardstick.tolerances import NOISE_RUNS, Expectation, expect
+from bdh_spec import Model
 from bdh_spec.params import Array
 from bdh_spec.rope import Phase
 
@@ -22,6 +24,8 @@ Observed = dict[str, Array]
 Judge = Callable[[Observed, Case, str, Phase], list[Comparison]]
 WIDE = ("float32", "float64")
 ALL = (*WIDE, "bfloat16", "float16")
+
+LONG_NOISE_RUNS = 2
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,16 @@ class Channel:
     prepare: Callable[[Case], Case | None] = lambda case: case  # the case as this channel needs it; None: not fit for it
     min_time: int = 1
     reference: Callable[[Model, Case], Observed] | None = None  # the same by a shorter way, where all ways are one
-    shapes: tuple[tuple[BDHConfig, int, int], ...] = POOL  # that generated cases take
+    shapes: tuple[Shape, ...] = POOL  # of structured and of generated cases
+    sizes: tuple[str, ...] = ()  # classes of sizes that cases are drawn from as well
+    narrow_sizes: tuple[str, ...] = ()  # the same in the narrow types
+    special: tuple[Case, ...] = ()  # where else some mistakes hide
+    only: tuple[Case, ...] = ()  # instead of structured cases, where just these will do
+    cost: int = 1  # how many times dearer a case is than one of logits
+    smoke: Literal["", "first dtype", "every dtype"] = ""  # whether smoke has time for it
+    once: bool = False  # looks at choices and not at rounding: the first dtype is enough
+    relative: bool = False  # rests on an offset of positions changing nothing, which phases in float32 do not keep
+    every_phase: bool = False  # has something to say of phases in which a port is not at home
 
     def expected(self, case: Case, dtype: str, phase: Phase = "exact") -> dict[str, Expectation]:
         """What a port of this dtype must compute, for the channels that have no judge of their own."""
@@ -69,7 +82,8 @@ def expect_of(
     """What is expected, with the largest tolerance of these ways to read a text: a port may go any of them."""
 
     def by(reader: type[Specification]) -> dict[str, Expectation]:
-        return expect(lambda p: compute(reader(p, case.config, phase), case), case.params, dtype, seed=case.seed)
+        runs = noise_runs(case)
+        return expect(lambda p: compute(reader(p, case.config, phase), case), case.params, dtype, seed=case.seed, runs=runs)
 
     ways = [by(reader) for reader in readers]
     return {
@@ -80,6 +94,11 @@ def expect_of(
         )
         for name, expectation in ways[0].items()
     }
+
+
+def noise_runs(case: Case) -> int:
+    """How often rounding is drawn: the worst of a thousand rows needs no eight runs to be found."""
+    return NOISE_RUNS if case.time <= LONG else LONG_NOISE_RUNS
 
 
 def complaint(stage: str, sentence: str) -> Comparison:

@@ -8,28 +8,43 @@ import numpy as np
 
 from bdh_conformance.channels.channel import Observed, scalar
 from bdh_conformance.yardstick.cases import Case
-from bdh_spec import Model, RecurrentState
+from bdh_conformance.yardstick.sizes import BLOCKS, LONG, in_reads_of, pieces, turns
+from bdh_spec import Model, RecurrentState, State
 from bdh_spec.params import Array
 from bdh_spec.rope import Phase
 
-# Where a float32 product loses the phase, where float32 stops counting, and the longest that every port must reach.
+# Where positions of 8, 15, 16, 31 and 32 bits end, a float32 product loses the phase, and float32 stops counting.
 POSITIONS: dict[Phase, tuple[int, ...]] = {
-    "exact": (0, 10**4, 10**6, 2**24 + 1, 2**40),
-    "float32": (0, 10**4, 10**6, 2**24 - 64),
+    "exact": (0, 300, 10**4, 40_000, 70_000, 10**6, 2**24 + 1, 2**31 + 5, 2**32 + 7, 2**40),
+    "float32": (0, 300, 10**4, 40_000, 70_000, 10**6, 2**24 - 64),
 }
 LONGEST = 40  # binary digits of the positions that are drawn
 
+FULL = 500.0  # how much more a full state holds than a fresh one: a narrower sum loses what is added to it
+
 
 def observe_states(model: Model, case: Case) -> Observed:
-    """The state of half the text and of all of it, carried over by export and import in between."""
-    half = case.time // 2 or 1
-    logits, state = model.advance(model.init_state(case.batch), case.tokens[:, :half])
-    first = model.export_state(state)
-    seen = {"half.logits": logits} | memories("half", first)
-    if half < case.time:
-        logits, state = model.advance(model.import_state(first), case.tokens[:, half:])
+    """The state of the beginning of a text and of all of it, carried over by export and import in between.
+
+    And what a text adds to a state that is full already: all of it has to arrive (R13).
+    """
+    T, state = case.time, model.init_state(case.batch)
+    first = turns(case)[0][0] if T > LONG else T // 2 or 1
+    logits, state = model.advance(state, case.tokens[:, :first])
+    begun = model.export_state(state)
+    seen = {"begun.logits": logits} | memories("begun", begun)
+    if first < T:
+        logits, state = model.advance(model.import_state(begun), case.tokens[:, first:])
         seen |= {"whole.logits": logits} | memories("whole", model.export_state(state))
-    return seen | {"position": scalar(state.position)}
+    full = RecurrentState(state.position, tuple(FULL * memory for memory in begun.layers))
+    logits, later = model.advance(model.import_state(full), case.tokens)
+    return seen | {"added.logits": logits, "position": scalar(state.position)} | growth(full, model.export_state(later))
+
+
+def growth(before: RecurrentState, after: RecurrentState) -> Observed:
+    """What was added to a state, by layer."""
+    pairs = zip(before.layers, after.layers, strict=True)
+    return {f"added.layers.{i}.state_by_pair": by_pair(new - old) for i, (old, new) in enumerate(pairs)}
 
 
 def memories(prefix: str, state: RecurrentState) -> Observed:
@@ -52,12 +67,16 @@ def by_pair(memory: Array) -> Array:
 def observe_decode(model: Model, case: Case) -> Observed:
     """The logits of one text, read in all the ways that a port can be asked to read it."""
     T = case.time
-    plans = {"whole": (T,), "prefill": (T - 1, 1), "ones": (1,) * T, "ragged": ragged(T)}
-    seen = {f"{name}.logits": read(model, case.tokens, plan) for name, plan in plans.items() if 0 not in plan}
+    seen = {f"{name}.logits": read(model, case.tokens, plan) for name, plan in plans(case).items()}
     if T > 1:
         start = model.advance(model.init_state(case.batch), case.tokens[:, :-1])[1]
         for name, last in (("again", case.tokens[:, -1:]), ("branch", case.tokens[:, :1]), ("back", case.tokens[:, -1:])):
             seen[f"{name}.logits"] = model.advance(start, last)[0]
+    begun: dict[int, State] = {}
+    for first, both in turns(case):
+        if first not in begun:
+            begun[first] = model.advance(model.init_state(case.batch), case.tokens[:, :first])[1]
+        seen[f"turn_{first}_{both}.logits"] = model.advance(begun[first], case.tokens[:, first:both])[0]
     return seen
 
 
@@ -65,12 +84,25 @@ def decode_reference(model: Model, case: Case) -> Observed:
     """The same logits, read in one way."""
     if case.time == 1:
         logits, _ = model.advance(model.init_state(case.batch), case.tokens)
-        return {f"{way}.logits": logits for way in ("whole", "ones", "ragged")}
+        return {f"{way}.logits": logits for way in plans(case)}
     before, state = model.advance(model.init_state(case.batch), case.tokens[:, :-1])
     last, other = (model.advance(state, token)[0] for token in (case.tokens[:, -1:], case.tokens[:, :1]))
     logits = np.concatenate([before, last], axis=1)
-    seen = {f"{way}.logits": logits for way in ("whole", "prefill", "ones", "ragged")}
-    return seen | {"again.logits": last, "branch.logits": other, "back.logits": last}
+    seen = {f"{way}.logits": logits for way in plans(case)}
+    seen |= {"again.logits": last, "branch.logits": other, "back.logits": last}
+    return seen | {f"turn_{first}_{both}.logits": logits[:, first:both] for first, both in turns(case)}
+
+
+def plans(case: Case) -> dict[str, tuple[int, ...]]:
+    """Ways to read a text, as the lengths of its pieces."""
+    T = case.time
+    ways = {"whole": (T,), "prefill": (T - 1, 1), "ones": (1,) * T}
+    if T <= LONG:
+        ways["ragged"] = ragged(T)
+    else:
+        ways["pieces"] = pieces(case)
+        ways |= {f"reads_of_{size}": in_reads_of(size, T) for size in BLOCKS if size < T}
+    return {name: way for name, way in ways.items() if 0 not in way}
 
 
 def ragged(T: int) -> tuple[int, ...]:

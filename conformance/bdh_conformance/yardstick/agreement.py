@@ -108,8 +108,8 @@ def spread(rows: Array, ndim: int) -> Array:
 
 def place(stage: str, at: list[int]) -> str:
     """An index in words: text 0, head 2, token 5."""
-    name = stage.rsplit(".", 1)[-1]
-    of_weights = WEIGHT_AXES.get(name) if stage.startswith(("gradients.", "weights.")) else None
+    *path, name = stage.split(".")
+    of_weights = WEIGHT_AXES.get(name) if {"gradients", "weights"} & set(path) else None
     axes = of_weights or STATE_AXES.get(name) or STAGE_AXES.get(len(at), ())
     if len(axes) != len(at):
         return ""

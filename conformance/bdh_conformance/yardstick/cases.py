@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-from hypothesis import strategies as st
 
 from bdh_spec.config import BDHConfig
 from bdh_spec.params import INIT_STD, Array, Params, cast, init
@@ -160,39 +159,3 @@ COVERAGE: dict[str, Callable[[Case], bool]] = {
     "mixed scales": lambda case: case.weights == "mixed",
     "ids 0 and V-1": lambda case: {0, case.config.vocab_size - 1} <= set(case.tokens.flat),
 }
-
-
-@st.composite
-def pooled(
-    draw: st.DrawFn,
-    shapes: tuple[tuple[BDHConfig, int, int], ...] = POOL,
-    *,
-    min_time: int = 1,
-    kinds: tuple[tuple[float, str], ...] = ((1.0, "normal"),),
-) -> Case:
-    """A case of one of the shapes; ``kinds`` are pairs of scale and weights."""
-    config, batch, time = draw(st.sampled_from([shape for shape in shapes if shape[2] >= min_time]))
-    scale, weights = draw(st.sampled_from(kinds))
-    return Case(config, batch, time, draw(st.integers(0, 2**16)), scale, weights=weights)
-
-
-@st.composite
-def cases(draw: st.DrawFn, *, min_time: int = 1, max_time: int = 8) -> Case:
-    """Any small case: sizes, seed, and weights from a fresh model's size to fifty times that."""
-    n_head = draw(st.sampled_from([1, 2, 3, 4]))
-    n_embd = draw(st.sampled_from([2, 4, 6, 8, 10, 16]))
-    fitting = [m for m in range(1, 9) if m * n_embd // n_head >= 2 and m * n_embd // n_head % 2 == 0]
-    config = BDHConfig(
-        n_layer=draw(st.integers(1, 3)),
-        n_embd=n_embd,
-        n_head=n_head,
-        mlp_internal_dim_multiplier=draw(st.sampled_from(fitting)),
-        vocab_size=draw(st.sampled_from([2, 3, 7, n_embd, 30])),
-    )
-    return Case(
-        config,
-        batch=draw(st.integers(1, 3)),
-        time=draw(st.integers(min_time, max_time)),
-        seed=draw(st.integers(0, 2**16)),
-        scale=draw(st.sampled_from([1.0, 5.0, 50.0])),
-    )

@@ -18,6 +18,9 @@ class Precision(NamedTuple):
     lowest: int  # the power of two below which numbers are no longer spaced by their size: 0.5 to 1 counts as 0
 
 
+FLOAT32 = Precision(2.0**-24, -125)
+
+
 class Noisy(np.ndarray[Any, Any]):
     """An array whose every result is off by up to half the spacing of numbers in another precision.
 
@@ -55,6 +58,10 @@ class Noisy(np.ndarray[Any, Any]):
             return exact
         stored = exact if ufunc in EXACT else self.store(exact)
         return Noisy.wrap(stored, self.precision, self.rng)
+
+    def wide(self, values: Array) -> Noisy:
+        """An array beside this one whose sums are kept in float32."""
+        return Noisy.wrap(values, min(self.precision, FLOAT32), self.rng)
 
     def store(self, exact: Any) -> Any:
         """A number within half a spacing: the nearest one there is, or any if there is a generator."""

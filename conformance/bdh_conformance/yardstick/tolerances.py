@@ -20,12 +20,12 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
-from bdh_conformance.yardstick.noise import Noisy, Precision, plain
+from bdh_conformance.yardstick.noise import FLOAT32, Noisy, Precision, plain
 from bdh_spec.params import Array, Params, cast
 
 # Weights of a fresh model leave float16's normal numbers (above 2^-14) in the decoder's products.
 PRECISION = {
-    "float32": Precision(2.0**-24, -125),
+    "float32": FLOAT32,
     "bfloat16": Precision(2.0**-8, -125),
     "float16": Precision(2.0**-11, -13),
 }
@@ -58,10 +58,10 @@ class Expectation:
     allowed_slope: float  # of the whole
 
 
-def expect(run: Run, params: Params, dtype: str, *, seed: int = 0) -> dict[str, Expectation]:
+def expect(run: Run, params: Params, dtype: str, *, seed: int = 0, runs: int = NOISE_RUNS) -> dict[str, Expectation]:
     """What a port of this dtype must compute: ``run`` maps weights to named arrays by the specification.
 
-    The weights are first rounded to the port's dtype: storing them is not the port's mistake.
+    The weights are first rounded to the port's dtype: storing them is not the port's mistake. Noise is drawn ``runs`` times.
 
     >>> import numpy as np
     >>> expect(lambda p: {"sum": p.embed + p.embed}, Params(*[np.ones((1, 2))] * 5), "float64")["sum"].allowed
@@ -73,9 +73,9 @@ def expect(run: Run, params: Params, dtype: str, *, seed: int = 0) -> dict[str, 
     if dtype == "float64" and all(error(single[name], reference) < TAME for name, reference in references.items()):
         return {name: Expectation(reference, FLOAT64, FLOAT64) for name, reference in references.items()}
     precision = PRECISION["float32" if dtype == "float64" else dtype]
-    generators = [None, *(np.random.default_rng(seed + i) for i in range(NOISE_RUNS))]
-    runs = [single, *(run(noisy(held, precision, rng)) for rng in generators)]
-    return {name: honest(reference, [plain(other[name]) for other in runs], dtype) for name, reference in references.items()}
+    generators = [None, *(np.random.default_rng(seed + i) for i in range(runs))]
+    rounded = [single, *(run(noisy(held, precision, rng)) for rng in generators)]
+    return {name: honest(reference, [plain(other[name]) for other in rounded], dtype) for name, reference in references.items()}
 
 
 def honest(reference: Array, runs: list[Array], dtype: str) -> Expectation:
