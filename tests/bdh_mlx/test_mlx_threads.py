@@ -43,8 +43,9 @@ def test_a_thread_waits_for_another_device_and_is_not_overtaken(default: list[mx
 
     with ThreadPoolExecutor(2) as pool, computing_on(GPU):
         pool.submit(compute, CPU)
-        while not computing_on._queue.locked():
-            sleep(0.001)
+        for _ in range(3000):
+            if not computing_on._queue.locked():
+                sleep(0.001)
         overtaker = pool.submit(compute, GPU)
         wait([overtaker], timeout=0.1)
         assert seen == []

@@ -119,7 +119,7 @@ def test_models_of_different_dtypes_work_at_once(port: str) -> None:
     channel = CHANNELS["states"]
 
     def observe(dtype: str) -> dict[str, np.ndarray]:
-        return channel.observe(load(port, CASE, dtype), CASE)
+        return channel.observe(elsewhere(load, port, CASE, dtype), CASE)
 
     for _ in range(ROUNDS):
         for dtype, observed in zip(dtypes, at_once(observe, dtypes), strict=True):

@@ -83,9 +83,7 @@ class MLXModel(Model):
     def _import_state(self, state: ExportedState) -> list[RecurrentState]:
         with computing_on(self._device):
             layers = tuple(_array(memory, wide(self._dtype)) for memory in state.layers)
-            imported = RecurrentState(mx.array(state.position, dtype=mx.uint64), layers)
-            mx.eval(imported)
-            return [imported]
+            return [RecurrentState(mx.array(state.position, dtype=mx.uint64), layers)]
 
     def _train_step(self, optimizer: Moments, tokens: Array, targets: Array) -> float:
         with computing_on(self._device):
