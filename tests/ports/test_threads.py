@@ -132,7 +132,7 @@ def test_r8_models_trained_at_once_drop_what_they_drop_alone(port: str) -> None:
     def losses(seed: int) -> list[float]:
         model = load(port, case)
         optimizer = model.optimizer(AdamW(learning_rate=0.0, weight_decay=0.0, seed=seed))
-        return [model.train_step(optimizer, case.tokens, case.targets) for _ in range(2 * ROUNDS)]
+        return [elsewhere(model.train_step, optimizer, case.tokens, case.targets) for _ in range(2 * ROUNDS)]
 
     alone = [losses(seed) for seed in range(THREADS)]
     assert len(set(map(str, alone))) == THREADS

@@ -329,7 +329,7 @@ class BDH(Module):
         """
         found = weights.load(file_or_weights) if isinstance(file_or_weights, (str, Path)) else dict(file_or_weights)
         super().load_weights(list(weights.select(found, self.config, strict).items()), strict=False)
-        mx.eval(self.parameters())
+        mx.eval(self.params())
         return self
 
     def save_weights(self, file: str | Path) -> None:
