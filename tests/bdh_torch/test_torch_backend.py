@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from bdh_conformance.yardstick.cases import CONFIGS, Case
 from bdh_spec import AdamW, CapabilityError
-from bdh_torch.backend import TorchBackend, TorchModel
+from bdh_torch.backend import TorchBackend, TorchModel, full_precision
 
 CASE = Case(CONFIGS["plain"])
 
@@ -41,6 +42,17 @@ def test_tf32_is_off_inside_a_verb_and_as_before_outside(port: TorchModel) -> No
     assert seen == ["ieee"] * 6 * CASE.config.n_layer
     assert torch.backends.cuda.matmul.fp32_precision == "tf32"
     assert torch.get_float32_matmul_precision() == "high"
+
+
+@pytest.mark.usefixtures("_tf32_allowed")
+def test_tf32_is_off_until_the_last_of_several_threads_leaves() -> None:
+    first, second = ExitStack(), ExitStack()
+    for call in (first, second):
+        call.enter_context(full_precision())
+    first.close()
+    assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+    second.close()
+    assert torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 def test_no_verb_draws_from_pytorchs_generator() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from bdh_mlx.device import computing_on
 from bdh_mlx.model import RecurrentState, dropout, forward, init_state, loss, read_on, trace, wide, widen
 from bdh_mlx.optimizer import Moments, moments, update
 from bdh_spec.config import BDHConfig
@@ -23,67 +24,75 @@ DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16,
 
 
 class MLXModel(Model):
-    """BDH in MLX behind the protocol. Its own form of a state is a list of one ``RecurrentState``."""
+    """BDH in MLX behind the protocol. Its own form of a state is a list of one ``RecurrentState``.
+
+    Whatever outlives a call is evaluated in it: MLX evaluates an array in the thread that described it, and in no other.
+    """
 
     def __init__(self, params: Params, config: BDHConfig, *, device: str, dtype: str, phase: Phase) -> None:
         super().__init__(config, device=device, dtype=dtype, phase=phase)
         kind, _, index = device.partition(":")
         self._device, self._dtype = mx.Device(getattr(mx, kind), int(index or 0)), DTYPES[dtype]
-        with mx.stream(self._device):
+        with computing_on(self._device):
             self._params = Params(*(_array(weight, self._dtype) for weight in params))
             mx.eval(*self._params)
 
     def params(self) -> Params:
-        with mx.stream(self._device):
+        with computing_on(self._device):
             return Params(*map(_numpy, self._params))
 
     def optimizer(self, settings: AdamW) -> Moments:
-        with mx.stream(self._device):
-            return moments(self._params, settings)
+        with computing_on(self._device):
+            memory = moments(self._params, settings)
+            mx.eval(memory.weights, memory.first, memory.second)
+            return memory
 
     def _forward(self, tokens: Array) -> Array:
-        with mx.stream(self._device):
+        with computing_on(self._device):
             return _numpy(forward(mx.array(tokens), self._params, self.config, phase=self.phase))
 
     def _init_state(self, batch: int) -> list[RecurrentState]:
-        with mx.stream(self._device):
-            return [init_state(batch, self.config, self._dtype)]
+        with computing_on(self._device):
+            state = init_state(batch, self.config, self._dtype)
+            mx.eval(state)
+            return [state]
 
     def _advance(self, native: Any, position: int, tokens: Array, donate: bool) -> tuple[Array, Any]:
         held = native if donate else list(native)
-        with mx.stream(self._device):
+        with computing_on(self._device):
             return _numpy(read_on(held, mx.array(tokens), self._params, self.config, phase=self.phase)), held
 
     def _loss(self, tokens: Array, targets: Array) -> float:
-        with mx.stream(self._device):
+        with computing_on(self._device):
             return float(_numpy(self._loss_of(self._params, mx.array(tokens), mx.array(targets))))
 
     def _gradients(self, tokens: Array, targets: Array) -> tuple[float, Params]:
-        with mx.stream(self._device):
+        with computing_on(self._device):
             value, slopes = self._value_and_slopes(mx.array(tokens), mx.array(targets))
             return float(_numpy(value)), Params(*map(_numpy, slopes))
 
     def _trace(self, tokens: Array) -> dict[str, Array]:
-        with mx.stream(self._device):
+        with computing_on(self._device):
             stages = trace(mx.array(tokens), self._params, self.config, phase=self.phase)
             return {name: _numpy(value) for name, value in stages.items()}
 
     def _export_state(self, native: Any) -> tuple[Array, ...]:
-        with mx.stream(self._device):
+        with computing_on(self._device):
             return tuple(_numpy(memory) for memory in native[0].layers)
 
     def _import_state(self, state: ExportedState) -> list[RecurrentState]:
-        with mx.stream(self._device):
+        with computing_on(self._device):
             layers = tuple(_array(memory, wide(self._dtype)) for memory in state.layers)
             return [RecurrentState(mx.array(state.position, dtype=mx.uint64), layers)]
 
     def _train_step(self, optimizer: Moments, tokens: Array, targets: Array) -> float:
-        with mx.stream(self._device):
+        with computing_on(self._device):
             optimizer.key, key = mx.random.split(optimizer.key)
             keep = dropout(self.config, tokens.shape, self._dtype, key)
             value, slopes = self._value_and_slopes(mx.array(tokens), mx.array(targets), keep)
-            self._params = update(self._params, slopes, optimizer)
-            mx.eval(value, self._params, optimizer.key, optimizer.weights, optimizer.first, optimizer.second)
+            moved = update(self._params, slopes, optimizer)
+            mx.eval(value, moved, optimizer.key, optimizer.weights, optimizer.first, optimizer.second)
+            self._params = moved
             return float(_numpy(value))
 
     def _value_and_slopes(self, tokens: mx.array, targets: mx.array, keep: Any = None) -> tuple[mx.array, Params]:

@@ -1,7 +1,7 @@
 """R1 to R13 in MLX: the equations under the specification's names and in its order, and the module that holds the weights.
 
 Axes: B batch, T time, h head (nh of them), N neurons per head, D embedding width, V vocabulary.
-Nothing in here evaluates an array, except ``generate``, which has to know a token before it can read it.
+Nothing in here evaluates an array, except ``generate``, which has to know a token before it can read it, and ``load_weights``.
 """
 
 from __future__ import annotations
@@ -324,10 +324,12 @@ class BDH(Module):
         """Take the weights of a ``.safetensors`` or ``.npz`` file, or of a list of names and arrays.
 
         Knows what the older MLX port and its trainer wrote: its frequencies are checked against the table and left out, its
-        unused gate too. ``strict=False`` lets weights be missing or unknown.
+        unused gate too. ``strict=False`` lets weights be missing or unknown. All weights are evaluated then, so that any
+        thread may use them; elsewhere, evaluate what you hand to another thread.
         """
         found = weights.load(file_or_weights) if isinstance(file_or_weights, (str, Path)) else dict(file_or_weights)
         super().load_weights(list(weights.select(found, self.config, strict).items()), strict=False)
+        mx.eval(self.params())
         return self
 
     def save_weights(self, file: str | Path) -> None:

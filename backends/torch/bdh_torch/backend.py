@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -23,19 +24,29 @@ from bdh_torch.rope import frequencies
 NAMES = Params("embed.weight", "encoder", "encoder_v", "decoder", "lm_head")  # of the weights in a state dict
 PER_HEAD = ("x_sparse", "rotated", "scores", "attention", "yKV", "y_sparse", "xy_sparse")
 MATMULS = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]  # made at import
+# PyTorch has one set of switches and one generator for all threads.
+switching, dropping = Lock(), Lock()
+allowed: list[list[str]] = []  # what the switches were at first, once for each call that needs them off
 
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Products of float32 in float32, whatever the process has allowed: TF32 and bfloat16 are other functions."""
-    allowed = [switch.fp32_precision for switch in MATMULS]
-    for switch in MATMULS:
-        switch.fp32_precision = "ieee"
+    """Products of float32 in float32, whatever the process has allowed: TF32 and bfloat16 are other functions.
+
+    Of calls that overlap, the first turns the switches and the last turns them back.
+    """
+    with switching:
+        allowed.append(allowed[0] if allowed else [switch.fp32_precision for switch in MATMULS])
+        for switch in MATMULS:
+            switch.fp32_precision = "ieee"
     try:
         yield
     finally:
-        for switch, before in zip(MATMULS, allowed, strict=True):
-            switch.fp32_precision = before
+        with switching:
+            before = allowed.pop()
+            if not allowed:
+                for switch, precision in zip(MATMULS, before, strict=True):
+                    switch.fp32_precision = precision
 
 
 @dataclass
@@ -139,7 +150,7 @@ class TorchModel(Model):
     def _dropping(self, seeds: np.random.Generator) -> Iterator[None]:
         """Train with masks of the optimiser's own seeds, and leave PyTorch's generators as they were."""
         device = torch.device(self.device)
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with dropping, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(int(seeds.integers(2**63)))
             self.module.train()
             try:
