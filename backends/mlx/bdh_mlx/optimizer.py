@@ -45,10 +45,15 @@ def update(params: Params, slopes: Params, memory: Moments) -> Params:
     squares = [v / (1 - s.betas[1] ** step) for v in second]
     moved = [
         w - s.learning_rate * (m / (mx.sqrt(v) + s.eps) + s.weight_decay * w)
-        for w, m, v in zip(memory.weights, means, squares, strict=True)
+        for w, m, v in zip(unrounded(params, memory), means, squares, strict=True)
     ]
     memory.weights, memory.first, memory.second, memory.step = Params(*moved), Params(*first), Params(*second), step
     return Params(*(w.astype(weight.dtype) for w, weight in zip(moved, params, strict=True)))
+
+
+def unrounded(params: Params, memory: Moments) -> list[mx.array]:
+    """The weights before rounding, but for those that have been moved since by somebody else."""
+    return [mx.where(w.astype(p.dtype) == p, w, widen(p)) for p, w in zip(params, memory.weights, strict=True)]
 
 
 def clip_scale(slopes: Params, clip: float | None) -> mx.array | float:

@@ -19,7 +19,7 @@ from bdh_conformance.channels.parallel import (
 )
 from bdh_conformance.channels.properties import judge_properties, observe_properties
 from bdh_conformance.channels.recurrent import decode_reference, observe_decode, observe_phases, observe_states
-from bdh_conformance.channels.training import observe_training, trainable
+from bdh_conformance.channels.training import meets_kinks, observe_training, trainable
 from bdh_conformance.yardstick import kinks
 from bdh_conformance.yardstick.cases import CONFIGS, POOL, Case
 from bdh_conformance.yardstick.sizes import LENGTHS, WIDTHS
@@ -74,6 +74,7 @@ CHANNELS = {
             observe_gradients,
             dtypes=WIDE,
             prepare=kinks.clear_of_kinks,
+            kinked=kinks.kinked,
             sizes=(*WIDTHS, *LENGTHS),
             special=(replace(PLAIN, scale=20.0, weights="dead"),),  # relus that read exact zeros
             smoke="first dtype",
@@ -144,6 +145,7 @@ CHANNELS = {
             observe_training,
             dtypes=WIDE,
             prepare=trainable,
+            kinked=meets_kinks,
             min_time=2,
             shapes=(POOL[1], POOL[4]),  # JAX takes two seconds to compile a step
             sizes=("many",),

@@ -1,4 +1,7 @@
-"""Gradients are judged away from kinks: one relu that rounding flips moves a slope by 4e-4, a thousand times the rounding."""
+"""Gradients are judged away from kinks: one relu that rounding flips moves a slope by 4e-4, a thousand times the rounding.
+
+Where a case is too large for that, in float32: float64 flips none.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,25 @@ from bdh_spec.config import BDHConfig
 from bdh_spec.model import embed, run
 from bdh_spec.params import Array, Params, cast
 
-TRIES = 40
+TRIES = 10
 RUNS = 3
+CROWD = 4000  # relus
 
 
-def clear_of_kinks(case: Case) -> Case | None:
-    """The case itself, or the same with the next seed whose relus no float32 rounding flips."""
-    return next((c for c in next_seeds(case) if is_clear(c.tokens, c.params, c.config)), None)
+def clear_of_kinks(case: Case) -> Case:
+    """The case itself, or the same with a seed whose relus no float32 rounding flips, if one of the next has."""
+    return case if crowded(case) else next((c for c in next_seeds(case) if is_clear(c.tokens, c.params, c.config)), case)
+
+
+def kinked(case: Case) -> bool:
+    """Whether float32 rounding may flip a relu of the case."""
+    return crowded(case) or not is_clear(case.tokens, case.params, case.config)
+
+
+def crowded(case: Case) -> bool:
+    """Whether a case has so many relus that hardly a seed keeps all of them away from their kinks."""
+    c = case.config
+    return 2 * c.n_layer * c.n_head * c.n_neurons * case.batch * case.time > CROWD
 
 
 def next_seeds(case: Case) -> Iterator[Case]:
@@ -37,8 +52,8 @@ def is_clear(tokens: Array, params: Params, config: BDHConfig, keep: Sequence[Ar
     exact = arguments(tokens, held, config, keep)
     rounded = [cast(held, np.float32), *(noisy(held, PRECISION["float32"], np.random.default_rng(i)) for i in range(RUNS))]
     moved = [
-        np.max([np.abs(plain(a) - e) for a in runs], axis=0)
-        for e, *runs in zip(exact, *(arguments(tokens, params, config, keep) for params in rounded), strict=True)
+        np.max([np.abs(plain(a) - e) for a in others], axis=0)
+        for e, *others in zip(exact, *(arguments(tokens, params, config, keep) for params in rounded), strict=True)
     ]
     return all(far_from_zero(e, m) for e, m in zip(exact, moved, strict=True))
 

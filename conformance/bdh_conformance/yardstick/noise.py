@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,6 +10,10 @@ import numpy as np
 from bdh_spec.params import Array
 
 EXACT = {np.maximum, np.negative}
+LIBRARY = {np.exp, np.log, np.cos, np.sin}  # whose approximations are up to two units off, and all the same way
+
+FEW = 64  # terms up to which the order of a sum makes no difference that the rounding of its result does not cover
+PARTS = 8  # partial sums that stand for those of a longer one
 
 
 class Precision(NamedTuple):
@@ -46,16 +51,49 @@ class Noisy(np.ndarray[Any, Any]):
         if method == "at":
             ufunc.at(plain(inputs[0]), *(plain(a) for a in inputs[1:]))
             return None
-        result = source.rounded(getattr(ufunc, method)(*(plain(a) for a in inputs), **kwargs), ufunc)
+        result = source.rounded(source.summed(ufunc, method, [plain(a) for a in inputs], kwargs), ufunc)
         if out is None:
             return result
         plain(out[0])[...] = result
         return out[0]
 
+    def summed(self, ufunc: np.ufunc, method: str, inputs: list[Any], kwargs: dict[str, Any]) -> Any:
+        """The result before it is stored; sums of many terms as if they had been added up one after the other."""
+        if self.rng is not None and ufunc is np.matmul and inputs[0].shape[-1] > FEW:
+            a, b = inputs
+            parts = np.array_split(np.arange(a.shape[-1]), PARTS)
+            return self.running((a[..., part] @ b[..., part, :], part.size) for part in parts)
+        if self.rng is not None and ufunc is np.add and method == "reduce" and np.max(np.shape(inputs[0]), initial=0) > FEW:
+            return self.reduced(inputs[0], kwargs)
+        return getattr(ufunc, method)(*inputs, **kwargs)
+
+    def reduced(self, values: Array, kwargs: dict[str, Any]) -> Any:
+        """A sum over axes, which may be all of them."""
+        axes = range(values.ndim) if (axis := kwargs.get("axis")) is None else np.atleast_1d(axis)
+        along = max(axes, key=lambda a: values.shape[a])
+        if values.shape[along] <= FEW:
+            return np.add.reduce(values, **kwargs)
+        parts = np.array_split(values, PARTS, axis=along)
+        return self.running((np.add.reduce(part, **kwargs), part.shape[along]) for part in parts)
+
+    def running(self, parts: Iterable[tuple[Any, int]]) -> Any:
+        """Partial sums added up, each off by what rounding of all its terms amounts to in float32 or finer.
+
+        So does a loop add in float32, which the narrow types use for sums as well: errors of n roundings grow by their root.
+        """
+        fine, total = min(self.precision, FLOAT32), 0.0
+        assert self.rng is not None  # to nearest there is nothing to draw
+        for part, terms in parts:
+            total = total + part
+            total = total + self.rng.uniform(-0.5, 0.5, np.shape(total)) * spacing(total, fine) * np.sqrt(terms)
+        return total
+
     def rounded(self, exact: Any, ufunc: np.ufunc) -> Any:
         """The exact result as this arithmetic might have stored it."""
         if np.asarray(exact).dtype.kind != "f":
             return exact
+        if ufunc in LIBRARY and self.rng is not None:
+            exact = exact + self.rng.uniform(-2, 2) * spacing(exact, min(self.precision, FLOAT32))
         stored = exact if ufunc in EXACT else self.store(exact)
         return Noisy.wrap(stored, self.precision, self.rng)
 
@@ -65,10 +103,15 @@ class Noisy(np.ndarray[Any, Any]):
 
     def store(self, exact: Any) -> Any:
         """A number within half a spacing: the nearest one there is, or any if there is a generator."""
-        spacing = np.ldexp(self.precision.unit, np.maximum(np.frexp(exact)[1], self.precision.lowest))
+        spaced = spacing(exact, self.precision)
         if self.rng is None:
-            return np.round(exact / spacing) * spacing
-        return exact + self.rng.uniform(-0.5, 0.5, np.shape(exact)) * spacing * (exact != 0)  # zero is exact
+            return np.round(exact / spaced) * spaced
+        return exact + self.rng.uniform(-0.5, 0.5, np.shape(exact)) * spaced * (exact != 0)  # zero is exact
+
+
+def spacing(values: Any, precision: Precision) -> Any:
+    """The distance from these numbers to their neighbours in a precision."""
+    return np.ldexp(precision.unit, np.maximum(np.frexp(values)[1], precision.lowest))
 
 
 def plain(value: Any) -> Any:

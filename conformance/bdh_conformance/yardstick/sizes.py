@@ -51,8 +51,8 @@ def in_blocks(rng: np.random.Generator, longest: int) -> Shape:
 
 
 def with_neurons(n_neurons: int) -> Shape:
-    """As many heads as features, so that the multiplier is the number of neurons."""
-    return BDHConfig(2, 3, 0.1, 3, n_neurons, 9), 2, 4
+    """One layer, two heads and three tokens: few enough relus for some seed to keep all of them away from their kink."""
+    return BDHConfig(1, 4, 0.1, 2, n_neurons // 2, 9), 1, 3
 
 
 def a_block(rng: np.random.Generator, longest: int) -> Shape:
@@ -77,7 +77,7 @@ def beyond_a_thousand(rng: np.random.Generator, longest: int) -> Shape:
 
 def with_tokens(rng: np.random.Generator, time: int) -> Shape:
     """A narrow model, and one text or two."""
-    return BDHConfig(2, 5, 0.1, 2, 4, 11), int(rng.integers(1, 3)), time  # one model for all: JAX shares its programs
+    return BDHConfig(2, 6, 0.1, 2, 2, 11), int(rng.integers(1, 3)), time  # one model for all: JAX shares its programs
 
 
 SIZES = {
