@@ -18,6 +18,7 @@ LEVELS = (
     "training",
     "sampling",
     "padding",
+    "threads",
     "refusals",
     "float64",
     "bfloat16",

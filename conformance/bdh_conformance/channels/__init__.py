@@ -4,6 +4,8 @@ from dataclasses import replace
 
 from bdh_conformance.channels import dropout, refusals, sampling
 from bdh_conformance.channels.channel import WIDE, Channel
+from bdh_conformance.channels.inputs import inputs_reference, observe_inputs
+from bdh_conformance.channels.order import observe_order
 from bdh_conformance.channels.ownership import judge_pairs, observe_determinism, observe_mutation
 from bdh_conformance.channels.parallel import (
     batch_reference,
@@ -19,13 +21,17 @@ from bdh_conformance.channels.parallel import (
 )
 from bdh_conformance.channels.properties import judge_properties, observe_properties
 from bdh_conformance.channels.recurrent import decode_reference, observe_decode, observe_phases, observe_states
+from bdh_conformance.channels.threads import observe_threads
 from bdh_conformance.channels.training import meets_kinks, observe_training, trainable
 from bdh_conformance.yardstick import kinks
 from bdh_conformance.yardstick.cases import CONFIGS, POOL, Case
 from bdh_conformance.yardstick.sizes import LENGTHS, WIDTHS
+from bdh_spec import BDHConfig
 
 PLAIN = Case(CONFIGS["plain"], 2, 6, 1, 5.0)
 HUGE = (replace(PLAIN, scale=200.0),)  # codes beyond 6
+BYTES = Case(BDHConfig(1, 6, 0.1, 2, 4, 256), 2, 6, 5, 20.0)
+LONG_TEXT = replace(PLAIN, batch=1)
 TIES = (Case(CONFIGS["plain"], 2, 6, 1, 20.0, weights="ties"), Case(CONFIGS["square_encoder"], 3, 4, 2, 20.0, weights="ties"))
 
 CHANNELS = {
@@ -133,7 +139,7 @@ CHANNELS = {
             WIDE,
             dropout.prepare,
             min_time=2,
-            only=dropout.CASES,
+            only=(*dropout.CASES, *dropout.RATES),
             cost=40,
             once=True,
         ),
@@ -159,7 +165,12 @@ CHANNELS = {
             sampling.written,
             sampling.judge,
             WIDE,
-            special=(*TIES, replace(PLAIN, scale=0.0)),  # logits that tie, some or all of them
+            special=(
+                *TIES,
+                replace(PLAIN, scale=0.0),
+                BYTES,
+                LONG_TEXT,
+            ),  # logits that tie, some or all of them; texts of bytes
             sizes=("many",),
             cost=3,
             smoke="first dtype",
@@ -181,9 +192,41 @@ CHANNELS = {
             ("forward",),
             observe_mutation,
             judge_pairs,
-            WIDE,
             shapes=(POOL[1], POOL[4]),
             cost=4,
+        ),
+        Channel(
+            "order",
+            "forward",
+            "lengths, batches, states and models in turns",
+            ("forward",),
+            observe_order,
+            shapes=(POOL[4],),
+            cost=4,
+        ),
+        Channel(
+            "inputs",
+            "forward",
+            "tokens of every integer type and layout",
+            ("forward",),
+            observe_inputs,
+            reference=inputs_reference,
+            shapes=(POOL[3],),
+            special=(BYTES, Case(CONFIGS["square_encoder"], 2, 6, 3)),
+            cost=4,
+            once=True,
+        ),
+        Channel(
+            "threads",
+            "threads",
+            "one model on several threads",
+            ("forward",),
+            observe_threads,
+            shapes=(POOL[4],),
+            prepare=trainable,
+            kinked=meets_kinks,
+            cost=12,
+            once=True,
         ),
         Channel(
             "phases",

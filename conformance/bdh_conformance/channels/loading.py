@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
 
 from bdh_conformance.yardstick.cases import Case
@@ -40,6 +41,14 @@ def loaded_again(model: Model, case: Case) -> Model:
     """Another model of the same port with the weights of the case."""
     origin = ORIGINS.get(model)
     return load_params(origin, case.params, case) if origin else Specification(case.params, case.config, model.phase)
+
+
+def sibling(model: Model, case: Case, change: Callable[[Params], Params], n_layer: int) -> Model:
+    """Another model of the same port, with weights changed in a way that keeps the noise of a reference, and other layers."""
+    config, origin = replace(case.config, n_layer=n_layer), ORIGINS.get(model)
+    if origin is not None:
+        return load_params(origin, change(case.params), replace(case, config=config))
+    return type(model)(change(model.own_params), config, model.phase) if isinstance(model, Specification) else model
 
 
 def claims(model: Model, *verbs: str) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from bdh_conformance.channels.channel import Observed, complaint
-from bdh_conformance.channels.loading import ORIGINS, claims, load_params
+from bdh_conformance.channels.loading import ORIGINS, Origin, claims, load_params
 from bdh_conformance.yardstick.agreement import Comparison
 from bdh_conformance.yardstick.cases import Case
 from bdh_conformance.yardstick.tolerances import as_numpy_dtype
@@ -30,19 +30,38 @@ def observe_determinism(model: Model, case: Case) -> Observed:
         for name in ("gradients", "gradients.again"):
             _, slopes = model.gradients(case.tokens, case.targets)
             seen |= {f"{key}.{name}": slope for key, slope in slopes._asdict().items()}
-    return seen
+    return seen | carried(model, case) if claims(model, "advance", "state") else seen
+
+
+def carried(model: Model, case: Case) -> Observed:
+    """A state of full float32 numbers, and what is exported of it: a state is no narrower, whatever the weights are (R13)."""
+    shapes = model.export_state(model.init_state(case.batch))
+    rng = np.random.default_rng(case.seed)
+    given = replace(shapes, layers=tuple(rng.normal(size=m.shape).astype(np.float32) for m in shapes.layers), position=7)
+    back = model.export_state(model.import_state(given))
+    pairs = zip(given.layers, back.layers, strict=True)
+    return {
+        key: np.asarray(memory, np.float32)
+        for i, (one, other) in enumerate(pairs)
+        for key, memory in ((f"carried.{i}", one), (f"carried.{i}.again", other))
+    }
 
 
 def judge_pairs(observed: Observed, case: Case, dtype: str, phase: Phase) -> list[Comparison]:
     """Bit for bit."""
     names = [name for name in observed if not name.endswith(".again")]
-    different = [name for name in names if not np.array_equal(observed[name], observed[f"{name}.again"])]
+    different = [name for name in names if not identical(observed[name], observed[f"{name}.again"])]
     return [
         complaint(name, "a second run gives other bits, or the first result was overwritten by it")
         if name in different
         else Comparison(name, 0.0, 0.0)
         for name in names
     ]
+
+
+def identical(one: Array, other: Array) -> bool:
+    """Whether two arrays are equal in form and in every value; NaN is what it is."""
+    return one.shape == other.shape and bool(np.array_equal(one, other, equal_nan=one.dtype.kind == "f"))
 
 
 def observe_mutation(model: Model, case: Case) -> Observed:
@@ -61,7 +80,7 @@ def observe_mutation(model: Model, case: Case) -> Observed:
         state = model.advance(model.init_state(case.batch), tokens)[1]
         kept = {"state.logits": model.advance(state, tokens)[0].copy()}
         kept["state.logits.again"] = model.advance(state, tokens)[0]
-        kept |= overwritten_state(model, state) | imported_state(model, state, tokens) if claims(model, "state") else {}
+        kept |= imported_state(model, state, tokens) | overwritten_state(model, state) if claims(model, "state") else {}
     spoil(answers)
     seen = {"answers": before, "answers.again": model.forward(tokens), **kept}
     seen |= {"tokens": tokens, "tokens.again": replace(case).tokens, "targets": targets, "targets.again": replace(case).targets}
@@ -69,10 +88,14 @@ def observe_mutation(model: Model, case: Case) -> Observed:
 
 
 def overwritten_state(model: Model, state: State) -> Observed:
-    """A state before and after its exported copy was written into."""
+    """A state before and after its exported copy was written into; such a copy before and after the state was given away."""
     first = model.export_state(state).layers[0].copy()
     spoil(model.export_state(state).layers)
-    return {"exported": first, "exported.again": model.export_state(state).layers[0]}
+    seen = {"exported": first, "exported.again": model.export_state(state).layers[0].copy()}
+    held = model.export_state(state).layers
+    before = [memory.copy() for memory in held]
+    model.advance(state, np.zeros((state.batch, 1), np.int64), donate=True)
+    return seen | {"donated": np.stack(before), "donated.again": np.stack(held)}
 
 
 def imported_state(model: Model, state: State, tokens: Array) -> Observed:
@@ -108,7 +131,18 @@ def caller_weights(model: Model, case: Case) -> Observed:
         given = Params(*map(adoptable, kept))
         train(load_params(origin, given, case), case)
         seen |= beside("own_dtype", given, kept)
+        for name, weights in (("float64", replace(case).params), ("own_dtype", kept)):
+            seen |= changed_after_load(origin, Params(*map(adoptable, weights)), case, name)
     return seen
+
+
+def changed_after_load(origin: Origin, given: Params, case: Case, name: str) -> Observed:
+    """What a model says before and after its caller wrote into the arrays that it was loaded from."""
+    model = load_params(origin, given, case)
+    before = model.forward(case.tokens).copy()
+    for weight in given:
+        weight[...] = -weight
+    return {f"loaded.{name}.logits": before, f"loaded.{name}.logits.again": model.forward(case.tokens)}
 
 
 def train(model: Model, case: Case) -> None:

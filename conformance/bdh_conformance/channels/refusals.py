@@ -7,7 +7,7 @@ from copy import copy
 
 import numpy as np
 
-from bdh_conformance.channels.loading import ORIGINS
+from bdh_conformance.channels.loading import ORIGINS, sibling
 from bdh_conformance.yardstick.agreement import Comparison
 from bdh_conformance.yardstick.cases import Case
 from bdh_conformance.yardstick.reference import Specification
@@ -51,6 +51,11 @@ def another(model: Model) -> Model:
     return copy(model)
 
 
+def diverged(model: Model, case: Case) -> Model:
+    """A model whose logits are NaN."""
+    return sibling(model, case, lambda params: params._replace(lm_head=params.lm_head * np.nan), case.config.n_layer)
+
+
 def lengths(case: Case) -> Array:
     """One length for each text: the whole row."""
     return np.full(case.batch, case.time)
@@ -78,6 +83,8 @@ MISTAKES: dict[str, dict[str, Callable[[Model, Case], object]]] = {
         "negative_temperature": lambda m, c: m.generate(c.tokens, 1, temperature=-1.0),
         "negative_top_k": lambda m, c: m.generate(c.tokens, 1, top_k=-1),
         "negative_length": lambda m, c: m.generate(c.tokens, -1),
+        "logits_of_nan": lambda m, c: diverged(m, c).generate(c.tokens, 1),
+        "logits_of_nan_at_best": lambda m, c: diverged(m, c).generate(c.tokens, 1, temperature=0.0),
         "negative_seed": lambda m, c: m.generate(c.tokens, 1, seed=-1),
     },
     "loss": {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,16 +18,35 @@ from bdh_spec.protocol import Model
 from bdh_spec.rope import Phase
 from bdh_spec.sampling import probabilities, sample, uniform
 
-SETTINGS: tuple[tuple[float, int | None, int], ...] = (
-    (1.0, None, 0),
-    (0.8, 3, 1),
-    (2.0, 0, 2**63),
-    (1.0, 1, 2),
-    (0.0, None, 3),
-    (0.0, 2, 4),
-    (3.0, 2, 5),
-)  # temperature, top_k, and what is added to the case's seed
+
+class Setting(NamedTuple):
+    """How texts are drawn: ``plus`` is added to the case's seed."""
+
+    temperature: float
+    top_k: int | None
+    plus: int
+
+    @property
+    def name(self) -> str:
+        return f"temperature_{self.temperature}_top_k_{self.top_k}"
+
+
+SETTINGS = (
+    Setting(1.0, None, 0),
+    Setting(0.8, 3, 1),
+    Setting(2.0, 0, 2**63),
+    Setting(1.0, 1, 2),
+    Setting(0.0, None, 3),
+    Setting(0.0, 2, 4),
+    Setting(3.0, 2, 5),
+    Setting(1e-6, None, 6),
+    Setting(1e6, None, 7),
+    Setting(1.0, 10**6, 8),
+)
+PLAIN = SETTINGS[0]
 NEW = 8
+LONG_TEXT = 300
+LETTERS = "Drachenblüte, дракон, 龍 ☃ "
 PERTURBATIONS = 64
 
 
@@ -70,26 +89,93 @@ def float32_of(reference: Model) -> Model:
 
 
 def written(model: Model, case: Case) -> dict[str, Array]:
-    """The texts that a model writes on a case's tokens, by setting."""
-    return {
-        setting_name(temperature, top_k): model.generate(case.tokens, NEW, temperature, top_k, case.seed + plus)
-        for temperature, top_k, plus in SETTINGS
-    }
+    """The texts that a model writes on a case's tokens: by setting, then by each way of asking for the same text."""
+    texts = {setting.name: write(model, case.tokens, NEW, setting, case) for setting in settings(case)}
+    return texts | {name: way(model, case) for name, way in ways(case).items()}
 
 
-def setting_name(temperature: float, top_k: int | None) -> str:
-    return f"temperature_{temperature}_top_k_{top_k}"
+def settings(case: Case) -> tuple[Setting, ...]:
+    """The settings, and one that keeps exactly as many candidates as there are."""
+    return (*SETTINGS, Setting(1.0, case.config.vocab_size, 9))
+
+
+def write(model: Model, tokens: Array, new: int, setting: Setting, case: Case) -> Array:
+    """Tokens (B, T) and their continuation."""
+    written: Array = model.generate(tokens, new, setting.temperature, setting.top_k, case.seed + setting.plus)
+    return written
+
+
+def again(model: Model, case: Case) -> Array:
+    """A second text of the same seed: draws go by the position and not by the call."""
+    write(model, case.tokens, 3, PLAIN, case)
+    return write(model, case.tokens, NEW, PLAIN, case)
+
+
+def token_by_token(model: Model, case: Case) -> Array:
+    """One new token at a time, the text so far as the prompt."""
+    tokens = case.tokens
+    for _ in range(NEW):
+        tokens = write(model, tokens, 1, PLAIN, case)
+    return tokens
+
+
+def nothing_new(model: Model, case: Case) -> Array:
+    """No new token at all, then the rest."""
+    return write(model, write(model, case.tokens, 0, PLAIN, case), NEW, PLAIN, case)
+
+
+def from_a_state(model: Model, case: Case) -> Array:
+    """The end of the prompt on a state of its beginning; then on, from the last state and the token that it has not read."""
+    tokens, half = case.tokens, case.time // 2
+    state = model.advance(model.init_state(case.batch), tokens[:, :half])[1] if half else None
+    new: list[Array] = []
+    pending = tokens[:, half:]
+    for count in (3, NEW - 3):
+        steps = list(model.stream(pending, count, 1.0, None, case.seed, state=state))
+        new += [np.asarray(chosen)[:, None] for chosen, _ in steps]
+        state = steps[-1][1]
+        pending = new[-1]
+    return np.concatenate([tokens, *new], axis=1)
+
+
+def a_long_text(model: Model, case: Case) -> Array:
+    """A text longer than what code reads or writes at once."""
+    return write(model, case.tokens[:1], LONG_TEXT, PLAIN, case)
+
+
+def of_bytes(model: Model, case: Case) -> Array:
+    """A text whose letters take more than one byte."""
+    text = model.generate(LETTERS, NEW, 1.0, None, case.seed)
+    return np.frombuffer(text, np.uint8)[None].astype(np.int64)
+
+
+# Each writes the text of the plain setting in another way, but for the last two, which write texts of their own.
+WAYS: dict[str, Callable[[Model, Case], Array]] = {
+    "again": again,
+    "token_by_token": token_by_token,
+    "nothing_new": nothing_new,
+    "from_a_state": from_a_state,
+    "a_long_text": a_long_text,
+    "of_bytes": of_bytes,
+}
+
+
+def ways(case: Case) -> dict[str, Callable[[Model, Case], Array]]:
+    """The ways to ask that a case is fit for: only bytes make letters, and long texts take their time."""
+    unfit = {name for name, fit in (("of_bytes", case.config.vocab_size == 256), ("a_long_text", case.batch == 1)) if not fit}
+    return {name: way for name, way in WAYS.items() if name not in unfit}
 
 
 def judge(observed: Mapping[str, Array], case: Case, dtype: str, phase: Phase) -> list[Comparison]:
     """The specification's texts, token by token, except where rounding decides between two candidates (R14)."""
     held = cast(case.params, as_numpy_dtype(dtype))
     wide, narrow = (Specification(cast(held, d), case.config, phase) for d in (np.float64, np.float32))
+    by_name = {setting.name: setting for setting in settings(case)}
     compared = []
-    for temperature, top_k, plus in SETTINGS:
-        name, seed = setting_name(temperature, top_k), case.seed + plus
-        text, expected = observed.get(name), wide.generate(case.tokens, NEW, temperature, top_k, seed)
-        wrong = complaint(text, expected, lambda r, t: excused(wide, narrow, r, t, temperature, top_k, seed))  # noqa: B023
+    for name, expected in written(wide, case).items():
+        setting = by_name.get(name, PLAIN)
+        text, seed = observed.get(name), case.seed + setting.plus
+        wrong = complaint(text, expected, lambda r, t: excused(wide, narrow, r, t, setting, seed))  # noqa: B023
         compared.append(Comparison(name, float("inf") if wrong else 0.0, 0.0, wrong))
     return compared
 
@@ -109,7 +195,7 @@ def describe_array(value: Any) -> str:
     return f"{value.dtype} of shape {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
 
 
-def excused(wide: Model, narrow: Model, row: int, text: Array, temperature: float, top_k: int | None, seed: int) -> bool:
+def excused(wide: Model, narrow: Model, row: int, text: Array, setting: Setting, seed: int) -> bool:
     """Whether rounding of the logits could have chosen the last token of this text (T,).
 
     Logits that tie exactly stay tied: rounding moves equal numbers alike.
@@ -119,4 +205,4 @@ def excused(wide: Model, narrow: Model, row: int, text: Array, temperature: floa
     reach = FACTOR["float32"] * np.abs(rounded - exact).max() + FLOOR * np.abs(exact).max()
     ids, draw, rng = np.unique(exact, return_inverse=True)[1], uniform(seed, position, row), np.random.default_rng(seed)
     moved = (exact + rng.uniform(-reach, reach, exact.size)[ids] for _ in range(PERTURBATIONS))
-    return any(sample(logits, draw, temperature, top_k) == text[-1] for logits in moved)
+    return any(sample(logits, draw, setting.temperature, setting.top_k) == text[-1] for logits in moved)

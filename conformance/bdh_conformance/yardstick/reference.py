@@ -24,6 +24,11 @@ class Specification(NumpyModel):
         self._params = Params(*(weight.copy() for weight in params))  # cast would have taken the noise off
         self.backend = NumpyBackend.name
 
+    @property
+    def own_params(self) -> Params:
+        """The weights, noise included."""
+        return self._params
+
     def _init_state(self, batch: int) -> RecurrentState:
         return self._summed(super()._init_state(batch))
 
