@@ -185,9 +185,10 @@ def _choose(found: Sequence[Candidate], wanted: str | None) -> Candidate | None:
     labels = some(list(dict.fromkeys(candidate.label for candidate in found)))
     if wanted is not None:
         plain = ".".join(_own_parts((*wanted.split("."), ""))[:-1]) or "."
-        if plain not in named:
+        meant = [label for label in named if label == plain] or [label for label in named if label.endswith(f".{plain}")]
+        if len(meant) != 1:
             raise ParamsError(f"no weights are named {shown(wanted, 80)}: there are {labels}")
-        return named[plain]
+        return named[meant[0]]
     if len(named) > 1:
         raise ParamsError(
             f"the file holds several sets of weights, {labels}: bdh-convert --weights {shown(found[0].label, 80)} takes the first"
@@ -204,7 +205,7 @@ def _sorted_out(chosen: Candidate, everything: Sequence[Entry], whole: Sequence[
     for entry in everything:
         name = _name_in(chosen.prefix, home, entry)
         owner = next((prefix for prefix in prefixes if entry.parts[: len(prefix)] == prefix), chosen.prefix)
-        table = FREQS.fullmatch(name) is not None
+        table = FREQS.fullmatch(name) is not None and not any(map(is_an_optimizers, entry.parts[:-1]))
         known = table or name in chosen.layout
         if owner != chosen.prefix or not (table or entry.path[: len(home)] == home) or _is_plain(entry.value):
             ignored.append(entry.path[0])

@@ -34,6 +34,7 @@ PAIRS = (
     "grad_norm",
     "grad_scaler",
     "init_from",
+    "learning_rate",
     "local_rank",
     "lr_decay",
     "decay_lr",

@@ -124,7 +124,9 @@ def test_every_way_to_name_a_route_does_the_same(
         (("--to", "mlx", "m", "--dtype", "int8"), "int8"),
         (("--to", "mlx", "m", "--n-layer", "0"), "--n-layer"),
         (("--to", "mlx", "m", "--wrong"), "--wrong"),
-        (("--to", "mlx", "m", "--json"), "--json belongs to --inspect"),
+        (("--inspect", "m", "--force"), "--inspect writes nothing, so --force would be ignored"),
+        (("--inspect", "m", "-o", "n"), "--inspect writes nothing, so --output would be ignored"),
+        (("--inspect", "m", "--to", "hf"), "--inspect writes nothing, so --to would be ignored"),
         (("--inspect", "m", "n"), "--inspect takes one file"),
     ],
 )
@@ -219,15 +221,20 @@ def test_a_file_may_replace_itself_when_forced(canonical: Canonical, small: BDHC
     assert read(path)[1] == before[1]
 
 
-def test_forcing_a_folder_replaces_the_weights_and_leaves_what_else_is_in_it(
+def test_forcing_a_folder_replaces_all_that_is_about_weights_and_leaves_what_else_is_in_it(
     canonical: Canonical, small: BDHConfig, tmp_path: Path, call: Run
 ) -> None:
     canonical(small)
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "tokenizer.json").write_text("{}")
+    (tmp_path / "out" / "README.md").write_text("mine")
+    about_others = ["model-00001-of-00002.safetensors", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json"]
+    for name in about_others:
+        (tmp_path / "out" / name).write_text("{}")
     assert call("--to", "hf", "checkpoint.safetensors", "-o", "out").returncode == 2
-    assert call("--to", "hf", "checkpoint.safetensors", "-o", "out", "--force").returncode == 0
-    assert names(tmp_path / "out") == {"config.json", "model.safetensors", "tokenizer.json"}
+    forced = call("--to", "hf", "checkpoint.safetensors", "-o", "out", "--force")
+    assert forced.returncode == 0, forced.stderr
+    assert f"removed, being about other weights: {', '.join(about_others)}" in forced.stderr
+    assert names(tmp_path / "out") == {"config.json", "model.safetensors", "README.md"}
 
 
 def test_the_file_says_which_dialect_it_is(canonical: Canonical, small: BDHConfig, tmp_path: Path, call: Run) -> None:
@@ -261,6 +268,7 @@ def test_peak_memory_stays_near_the_largest_tensor(tmp_path: Path) -> None:
         "import re\n"
         "peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]) * 1024\n"
         "from bdh_convert.cli import main\n"
+        "import bdh_convert.command\n"
         "before = peak()\n"
         "try: main()\n"
         "finally: print(peak() - before)"
@@ -286,7 +294,7 @@ def test_a_large_file_shows_a_bar_on_a_terminal(tmp_path: Path) -> None:
     assert child.returncode == 0
     assert answer.startswith("large.jax.safetensors: numpy to jax")
     assert b"large.safetensors" in shown
-    assert b"/202.4 MB" in shown
+    assert b"/505.9 MB" in shown  # written, compared with the source, and both run
 
 
 def _read(terminal: int) -> bytes:

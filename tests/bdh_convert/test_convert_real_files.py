@@ -291,7 +291,7 @@ def test_what_the_trainer_of_bdh_mlx_saves_is_read(small: BDHConfig, weights: We
     mx.savez(str(tmp_path / "m.npz"), step=mx.array([250]), loss=mx.array([1.25]), **flat)
     checkpoint = open_checkpoint(tmp_path / "m.npz", Wishes(n_layer=1, dropout=0.1))
     assert checkpoint.dialect == "mlx"
-    gate, progress = checkpoint.notes
+    progress, gate = checkpoint.notes
     assert gate == "lm_gate is left out: no equation uses it"
     assert set(progress.removeprefix("left out, being no weights: ").split(", ")) == {"step", "loss"}
     assert same(read(tmp_path / "m.npz", 1)[0], weights(small))
