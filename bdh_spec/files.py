@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,10 +18,8 @@ from safetensors.numpy import save
 from bdh_spec.errors import BDHError, CheckpointError
 from bdh_spec.params import Array
 
-try:
+if sys.platform != "win32":  # where a file that somebody writes cannot be removed anyway
     import fcntl
-except ImportError:  # Windows, where a file that somebody writes cannot be removed anyway
-    fcntl = None  # type: ignore[assignment]
 
 LONGEST = 600  # characters of a message, whatever a file makes it hold
 
@@ -153,12 +152,11 @@ def _abandoned(part: Path) -> bool:
 
 
 def _lock(handle: int) -> bool:
-    if fcntl is None:
-        return True
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
+    if sys.platform != "win32":
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
     return True
 
 

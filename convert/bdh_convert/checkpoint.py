@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bdh_convert import tokenizer
-from bdh_convert.steps import STEPS, Draft, Wishes, begin
+from bdh_convert.steps import NOTHING_SAID, STEPS, Draft, Wishes, begin
 from bdh_convert.tensors import Tensor
 from bdh_spec.config import BDHConfig
 from bdh_spec.errors import ForeignTokensWarning
@@ -37,7 +37,7 @@ def read(path: Path, n_layer: int | None = None) -> tuple[Params, BDHConfig]:
         return Params(*(weight.load() for weight in checkpoint.weights)), checkpoint.config
 
 
-def open_checkpoint(path: Path, wishes: Wishes = Wishes()) -> Checkpoint:  # noqa: B008  it is frozen
+def open_checkpoint(path: Path, wishes: Wishes = NOTHING_SAID) -> Checkpoint:
     """Understand a checkpoint without loading it; whatever makes it another model's is refused."""
     with reading(path):
         draft = begin(path, wishes)

@@ -42,7 +42,7 @@ folder: of transformers, Trainer, accelerate, torch.distributed.checkpoint, Deep
 """
 
 
-class Dtype(click.ParamType):
+class Dtype(click.ParamType[str]):
     """A dtype by any of its names."""
 
     name = "dtype"
@@ -71,7 +71,7 @@ class Dtype(click.ParamType):
 @click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
 @click.version_option(package_name="bdh-spec", message="%(prog)s %(version)s", prog_name="bdh-convert")
 @click.pass_context
-def command(context: click.Context, words: tuple[str, ...], inspected: bool, as_json: bool, **options: Any) -> int:
+def command(context: click.Context, /, words: tuple[str, ...], inspected: bool, as_json: bool, **options: Any) -> int:
     """Parse, do, answer; the exit status is returned."""
     if inspected:
         _refuse_ignored(context)

@@ -123,7 +123,8 @@ def sizes(raw: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in flat.items():
         if key not in OURS and not _leaves_bdh_alone(key, value):
             raise ConfigError(
-                f"the configuration has {shown(key, 80)} = {_spelt(value)}, which BDH has not: another model, or a key that can go"
+                f"the configuration has {shown(key, 80)} = {_spelt(value)}, which BDH has not: another model, or a key that can"
+                " go"
             )
     return {key: _number(key, flat[key]) for key in OURS if flat.get(key) is not None}
 
@@ -158,9 +159,7 @@ def _leaves_bdh_alone(key: str, value: Any) -> bool:
 def _merge(said: dict[str, Any], more: Mapping[str, Any], source: str) -> dict[str, Any]:
     for key, value in more.items():
         if value is not None and said.get(key, value) != value:
-            raise ConfigError(
-                f"the configuration has {key} = {_spelt(said[key])}, {source} {value!r}: find out which is right"
-            )
+            raise ConfigError(f"the configuration has {key} = {_spelt(said[key])}, {source} {value!r}: find out which is right")
     return said | {key: value for key, value in more.items() if value is not None}
 
 

@@ -14,7 +14,6 @@ from bdh_convert.tensors import Contents, Tensor
 from bdh_spec.errors import CheckpointError
 from bdh_spec.files import check_readable, reading, whole_file
 
-
 Write: TypeAlias = Callable[[Path, Iterable[Tensor], Mapping[str, str]], None]
 
 

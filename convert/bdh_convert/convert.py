@@ -14,7 +14,7 @@ from bdh_convert.containers import WRITTEN, Container
 from bdh_convert.dialects import DIALECTS, Dialect, to_dialect
 from bdh_convert.metadata import about
 from bdh_convert.raw import chunks
-from bdh_convert.steps import Wishes
+from bdh_convert.steps import NOTHING_SAID, Wishes
 from bdh_convert.tensors import BF16, F16, F32, Tensor
 from bdh_convert.watch import Watch, ignore, watched
 from bdh_spec.dtypes import dtype_name
@@ -28,7 +28,7 @@ DTYPES = {"float32": F32, "bfloat16": BF16, "float16": F16}
 class Settings:
     """What a user can decide about a conversion."""
 
-    wishes: Wishes = Wishes()  # of the source
+    wishes: Wishes = NOTHING_SAID  # of the source
     dtype: str | None = None
     force: bool = False
     verify: bool = True

@@ -111,7 +111,9 @@ def _assembled(path: Path, name: str, shape: tuple[int, ...], dtype: np.dtype[An
     held = sum(math.prod(piece.sizes) for piece in pieces)
     stored = sum(piece.file.length or 0 for piece in pieces)
     if not inside or held != math.prod(shape) or stored < tensor.nbytes:
-        raise CheckpointError(f"{path} holds {held:,} of the {math.prod(shape):,} numbers of {shown(name, 80)}: copy all its files")
+        raise CheckpointError(
+            f"{path} holds {held:,} of the {math.prod(shape):,} numbers of {shown(name, 80)}: copy all its files"
+        )
     return tensor
 
 

@@ -84,7 +84,8 @@ class Candidate:
         return next((entry.value for entry in self.named.get(name, []) if isinstance(entry.value, Tensor)), None)
 
     def count(self) -> int:
-        return sum(self._tensor(name) is not None for name in self.layout)
+        """How many names stand for numbers, readable or not."""
+        return sum(not all(_is_plain(entry.value) for entry in of_name) for of_name in self.named.values())
 
     def fits(self) -> bool:
         """Whether the shapes are those of one model."""
@@ -191,7 +192,8 @@ def _choose(found: Sequence[Candidate], wanted: str | None) -> Candidate | None:
         return named[meant[0]]
     if len(named) > 1:
         raise ParamsError(
-            f"the file holds several sets of weights, {labels}: bdh-convert --weights {shown(found[0].label, 80)} takes the first"
+            f"the file holds several sets of weights, {labels}:"
+            f" bdh-convert --weights {shown(found[0].label, 80)} takes the first"
         )
     return found[0] if found else None
 
@@ -212,7 +214,7 @@ def _sorted_out(chosen: Candidate, everything: Sequence[Entry], whole: Sequence[
         elif isinstance(entry.value, Unreadable) and known:
             raise CheckpointError(
                 f"the file holds {shown(name, 80)} as {shown(entry.value.qualified, 80)}, which is no array of floating point"
-                " numbers: save the state_dict() in float32 or bfloat16"
+                " numbers: save a state_dict() of whole tensors in float32 or bfloat16"
             )
         elif isinstance(entry.value, Unreadable) or (not known and _is_bookkeeping(name, entry.value)):
             ignored.append(name.split(".")[0] if is_about_training(name.split(".")[0]) else name)

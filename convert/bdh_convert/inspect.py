@@ -14,7 +14,7 @@ from rich.table import Table
 from bdh_convert import verify
 from bdh_convert.checkpoint import Checkpoint, of
 from bdh_convert.raw import chunks
-from bdh_convert.steps import STEPS, Draft, Wishes, begin
+from bdh_convert.steps import NOTHING_SAID, STEPS, Draft, Wishes, begin
 from bdh_convert.tensors import FLOATS, Tensor
 from bdh_convert.watch import Watch, counted, ignore, watched
 from bdh_spec.errors import BDHError
@@ -26,7 +26,7 @@ DEEPEST = 4  # mappings within mappings
 CLEARLY = 0.5  # nats per byte by which a head must do better lying on its side before anyone is told
 
 
-def report(path: Path, wishes: Wishes = Wishes(), watch: Watch = ignore) -> dict[str, Any]:  # noqa: B008  it is frozen
+def report(path: Path, wishes: Wishes = NOTHING_SAID, watch: Watch = ignore) -> dict[str, Any]:
     """Everything --inspect tells, under keys that stay."""
     with reading(path):
         draft = begin(path, wishes)

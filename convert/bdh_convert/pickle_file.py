@@ -150,9 +150,9 @@ def _rebuild_parameter(data: Any, *_: Any) -> Any:
     return data
 
 
-def _rebuild_typed(rebuild: Any, _: Any, arguments: tuple[Any, ...], *__: Any) -> Any:
-    """A tensor with attributes of its own, or an object of a class derived from it."""
-    return rebuild(*arguments) if rebuild in (_rebuild_tensor, _rebuild_parameter) else Foreign()
+def _rebuild_typed(rebuild: Any, kind: Any, arguments: tuple[Any, ...], *_: Any) -> Any:
+    """A tensor with attributes of its own, or an object of a class derived from it, such as a piece of a tensor."""
+    return rebuild(*arguments) if rebuild in (_rebuild_tensor, _rebuild_parameter) else kind()
 
 
 def _rebuild_tensor(
@@ -202,7 +202,9 @@ def unpickled(file: Archive, program: bytes, root: str, order: Order = "<") -> A
         return _Unpickler(file, program, root, order).load()
     except Exception as error:  # noqa: BLE001  a hostile or damaged pickle can raise anything at all
         told = shown(error, 200)
-        raise CheckpointError(f"{file.path} holds a pickle that describes no tensors ({told}): save the state dict again") from None
+        raise CheckpointError(
+            f"{file.path} holds a pickle that describes no tensors ({told}): save the state dict again"
+        ) from None
 
 
 def _check_program(program: bytes) -> None:
@@ -212,7 +214,7 @@ def _check_program(program: bytes) -> None:
     for steps, (operation, argument, _) in enumerate(pickletools.genops(program)):
         if steps > MOST_STEPS:
             raise CheckpointError(f"it has more than {MOST_STEPS:,} steps")
-        if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= argument <= len(program):
+        if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= int(argument or 0) <= len(program):
             raise CheckpointError(f"it numbers an object {shown(argument, 40)}")
 
 

@@ -117,7 +117,7 @@ class Archive:
     def open(self) -> Iterator[zipfile.ZipFile]:
         """The archive to read, with one error for whatever is wrong with it."""
         try:
-            with Window(self.path, self.start, self.length) as file, zipfile.ZipFile(file) as archive:  # type: ignore[type-var]
+            with Window(self.path, self.start, self.length) as file, zipfile.ZipFile(file) as archive:
                 yield archive
         except DAMAGES as error:
             raise CheckpointError(f"{self.path} is a damaged or cut off zip archive ({error}): copy it again") from None

@@ -16,6 +16,7 @@ STATES = "mp_rank_*_model_states.pt"  # of DeepSpeed, one for each part of a mod
 PARTITIONED = "zero_pp_rank_*_model_states.pt"  # of its third stage, where no file holds a whole tensor
 ADVICE = "make one file with `python zero_to_fp32.py {folder} {folder}/whole`, a script that DeepSpeed saves beside it"
 MOST = 64  # entries of a folder that are looked into
+DEEPEST = 2  # folders in folders
 
 Read = Callable[[Path], Contents]
 
@@ -42,23 +43,26 @@ def _latest(path: Path) -> Path | None:
 
 
 def read_only_one(path: Path, read: Read) -> Contents:
-    """The one checkpoint in a folder; where there are several the user has to name one."""
-    found = list(_checkpoints(path, read))
+    """The one checkpoint in a folder, or in folders in it; where there are several the user has to name one."""
+    found = list(_checkpoints(path, read, DEEPEST))
     if len(found) == 1:
         return found[0]
     if not found:
         raise CheckpointError(
-            f"{path} is a folder without model.safetensors or another checkpoint: name a file in it, or a folder that a trainer saved"
+            f"{path} is a folder without model.safetensors or another checkpoint: name a file in it, or a folder that a trainer"
+            " saved"
         )
-    names = ", ".join(shown(contents.path.name, 60) for contents in found[:8])
+    names = ", ".join(shown(contents.path.relative_to(path), 60) for contents in found[:8])
     raise CheckpointError(f"{path} holds {len(found)} checkpoints, {names}: name one of them")
 
 
-def _checkpoints(path: Path, read: Read) -> Iterator[Contents]:
+def _checkpoints(path: Path, read: Read, depth: int) -> Iterator[Contents]:
     for entry in sorted(path.iterdir())[:MOST]:
         try:
             contents = read(entry)
         except BDHError:
+            if entry.is_dir() and depth:
+                yield from _checkpoints(entry, read, depth - 1)
             continue
         if has_weights(contents.tree):
             yield contents

@@ -1,4 +1,4 @@
-"""The way from what a file holds to a checkpoint of ours, step by step: opening raises what a step raises, inspection collects."""
+"""From what a file holds to a checkpoint of ours, step by step: opening raises what a step raises, inspection collects it."""
 
 from __future__ import annotations
 
@@ -33,6 +33,9 @@ class Wishes:
     n_layer: int | None = None
     dropout: float | None = None
     freqs: Freqs | None = None
+
+
+NOTHING_SAID = Wishes()
 
 
 @dataclass
@@ -76,7 +79,7 @@ def find_weights(draft: Draft) -> None:
     draft.dialect = speaker(found.layout, contents.container, wishes.dialect or contents.dialect)
     if wishes.dialect and draft.dialect.name != wishes.dialect:
         raise ParamsError(
-            f"the file holds the names of {draft.dialect.name}, not of {wishes.dialect}: name {draft.dialect.name}, or no source"
+            f"the file holds the names of {draft.dialect.name}, not of {wishes.dialect}: say {draft.dialect.name} or nothing"
         )
     config = contents.config or written_in(contents.tree, found.home)
     draft.contents = replace(contents, config=config)

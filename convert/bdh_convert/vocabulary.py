@@ -19,9 +19,9 @@ ABOUT_TRAINING = frozenset(
 BESIDE_THAT = frozenset(
     """
     acc accumulation always args avg base best clip client config count cpu current default dict end every final fn for fraction
-    from global gpu id initial interval last learning len length local max mean min mode ms n name names num number numpy of only
-    out output p param params per python rate ratio reports schedule second seconds shuffle size speed start state states sum tags
-    time tokens torch total type use value weight weights
+    from global gpu id initial interval last learning len length local max mean min mode ms n name names num number numpy of
+    only out output p param params per python rate ratio reports schedule second seconds shuffle size speed start state states
+    sum tags time tokens torch total type use value weight weights
     """.split()  # noqa: SIM905
 )
 # What is about training as a whole only.

@@ -227,7 +227,12 @@ def test_forcing_a_folder_replaces_all_that_is_about_weights_and_leaves_what_els
     canonical(small)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "README.md").write_text("mine")
-    about_others = ["model-00001-of-00002.safetensors", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json"]
+    about_others = [
+        "model-00001-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
     for name in about_others:
         (tmp_path / "out" / name).write_text("{}")
     assert call("--to", "hf", "checkpoint.safetensors", "-o", "out").returncode == 2

@@ -22,8 +22,8 @@ from torch import nn
 from bdh_convert import pickle_file
 from bdh_convert.checkpoint import open_checkpoint, read
 from bdh_convert.convert import Settings, convert
-from bdh_convert.steps import Wishes
 from bdh_convert.frequencies import deviation
+from bdh_convert.steps import Wishes
 from bdh_convert.tensors import Tensor
 from bdh_spec import BDHConfig, CheckpointError, ConfigError, Params, ParamsError
 from bdh_spec.params import cast

@@ -142,15 +142,20 @@ def test_the_layout_of_lightning_is_read(trained: tuple[Model, Any], small: BDHC
     assert is_read(tmp_path / "last.ckpt", model, Wishes())
     assert open_checkpoint(tmp_path / "last.ckpt").config == small
     assert "criterion" in open_checkpoint(tmp_path / "last.ckpt").notes[0]
+    (tmp_path / "version_0" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "last.ckpt").rename(tmp_path / "version_0" / "checkpoints" / "last.ckpt")
     assert is_read(tmp_path, model, Wishes())  # the folder of a run with one checkpoint in it
     torch.save(content, tmp_path / "epoch=2.ckpt")
-    with pytest.raises(CheckpointError, match=r"holds 2 checkpoints, epoch=2\.ckpt, last\.ckpt: name one of them"):
+    with pytest.raises(
+        CheckpointError, match=r"holds 2 checkpoints, epoch=2\.ckpt, version_0/checkpoints/last\.ckpt: name one"
+    ):
         open_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("wrap", ["model", "state_dict", "net", "weights", "module", "ema.shadow", "a.b.c", ""])
 @pytest.mark.parametrize(
-    "prefix", ["", "_orig_mod.", "module.", "net.", "_fsdp_wrapped_module.", "_orig_mod.module._checkpoint_wrapped_module.model."]
+    "prefix",
+    ["", "_orig_mod.", "module.", "net.", "_fsdp_wrapped_module.", "_orig_mod.module._checkpoint_wrapped_module.model."],
 )
 def test_any_wrappers_and_prefixes_are_seen_through(
     wrap: str, prefix: str, small: BDHConfig, weights: Weights, tmp_path: Path
@@ -168,7 +173,9 @@ def test_wrappers_within_names_are_seen_through(small: BDHConfig, weights: Weigh
     state = model.state_dict()
     state["embed._fsdp_wrapped_module.weight"] = state.pop("embed.weight")
     state["attn._checkpoint_wrapped_module._orig_mod.freqs"] = state.pop("attn.freqs")
-    safetensors.torch.save_file({f"_orig_mod.module.{name}": value for name, value in state.items()}, tmp_path / "m.safetensors")
+    safetensors.torch.save_file(
+        {f"_orig_mod.module.{name}": value for name, value in state.items()}, tmp_path / "m.safetensors"
+    )
     assert is_read(tmp_path / "m.safetensors", model)
 
 
@@ -246,7 +253,9 @@ def test_frequencies_are_read_or_refused_whatever_they_are_pickled_as(
     table = nn.Parameter(state["attn.freqs"] * 55)
     if kind == "parameter with attributes":
         table.note = "trained"
-    content: State = state | {"attn.freqs": table} if kind != "another table" else {"model": state, "buffers": {"attn.freqs": table}}
+    content: State = (
+        state | {"attn.freqs": table} if kind != "another table" else {"model": state, "buffers": {"attn.freqs": table}}
+    )
     torch.save(content, tmp_path / "m.pt")
     with pytest.raises(BDHError, match=r"attn\.freqs"):
         open_checkpoint(tmp_path / "m.pt", Wishes(n_layer=1))
@@ -346,7 +355,11 @@ def test_folders_of_deepspeed_are_read_where_one_process_held_all(small: BDHConf
     folder = tmp_path / "run" / "global_step100"
     folder.mkdir(parents=True)
     (tmp_path / "run" / "latest").write_text("global_step100")
-    content = {"module": model.state_dict(), "ds_config": {"zero_optimization": {"stage": 2}}, "param_shapes": [{"encoder": (2, 8)}]}
+    content = {
+        "module": model.state_dict(),
+        "ds_config": {"zero_optimization": {"stage": 2}},
+        "param_shapes": [{"encoder": (2, 8)}],
+    }
     torch.save(content, folder / "mp_rank_00_model_states.pt")
     assert is_read(tmp_path / "run", model)
     assert is_read(folder, model)
