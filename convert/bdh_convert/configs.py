@@ -17,6 +17,7 @@ from bdh_spec.params import Params
 from bdh_spec.rope import THETA
 
 OURS = tuple(field.name for field in dataclasses.fields(BDHConfig))
+LARGEST = 2**31  # of the six numbers: no machine runs a model beyond
 ALIASES = {"num_hidden_layers": "n_layer", "hidden_size": "n_embd", "num_attention_heads": "n_head"}
 
 # Switches that other models have, and the values at which they leave BDH as it is.
@@ -130,13 +131,15 @@ def sizes(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _number(key: str, value: Any) -> float | int:
-    if isinstance(value, (int, float)):
+    if isinstance(value, (int, float)) and not abs(value) > LARGEST:
         return value
-    raise ConfigError(f"the configuration has {key} = {_spelt(value)}: it must be a number")
+    raise ConfigError(f"the configuration has {key} = {_spelt(value)}: it must be a number up to {LARGEST:,}")
 
 
 def _spelt(value: Any) -> str:
     """A value as Python writes it, however deep, long or circular it is."""
+    if isinstance(value, int) and abs(value) > LARGEST**2:
+        return f"a whole number of {value.bit_length():,} bits"
     return shown(reprlib.repr(value), 80)
 
 
