@@ -75,6 +75,8 @@ def default_output(source: Path, spoken: str, target: Dialect) -> Path:
 
 def container_of(output: Path, dialect: Dialect) -> Container:
     """The container that a file's name asks for."""
+    if str(output) == "-":
+        raise CheckpointError("-o - cannot be: a checkpoint is read back before it is let go, so name a file")
     possible = [WRITTEN[name] for name in dialect.containers]
     found = next((row for row in possible if output.suffix.lower() in row.suffixes or "" in row.suffixes), None)
     if found is None:
@@ -85,8 +87,6 @@ def container_of(output: Path, dialect: Dialect) -> Container:
 
 def check_output(output: Path, container: Container, force: bool) -> None:
     """Refuse to write over what is there, or to where nothing can be."""
-    if str(output) == "-":
-        raise CheckpointError("-o - cannot be: a checkpoint is read back before it is let go, so name a file")
     if not output.parent.is_dir():
         raise CheckpointError(f"{output.parent} is no folder, so {output.name} cannot be written there: create it first")
     if not os.path.lexists(output):

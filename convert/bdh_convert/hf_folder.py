@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -102,11 +103,21 @@ def whole_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
             if path.is_dir() and replace:
                 _move_into(part, path)
             else:
-                part.rename(path)  # fails where another folder with anything in it has taken the name
+                _publish(part, path)
     except OSError as error:
         raise CheckpointError(f"{path} could not be written ({error.strerror or error}): nothing was left there") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _publish(part: Path, path: Path) -> None:
+    """Give a folder its name, which fails where another one with anything in it has taken it."""
+    try:
+        part.rename(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        raise CheckpointError(f"{path} has been made by someone else meanwhile: it is kept, choose another name") from None
 
 
 def stale(path: Path) -> list[Path]:

@@ -9,6 +9,7 @@ import pty
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import click
@@ -147,6 +148,56 @@ def test_answers_go_to_stdout_and_talk_to_stderr(canonical: Canonical, small: BD
     before, after = second.removeprefix("loss on a sentence: ").removesuffix(" after").split(" before, ")
     assert before == after
     assert 0 < float(before) < 20
+
+
+@pytest.mark.parametrize(
+    ("word", "dtype"),
+    [
+        ("f16", "float16"),
+        ("FP16", "float16"),
+        ("half", "float16"),
+        ("bfloat16", "bfloat16"),
+        ("BF16", "bfloat16"),
+        ("float32", "float32"),
+    ],
+)
+def test_every_name_of_a_dtype_means_one_thing(
+    word: str, dtype: str, canonical: Canonical, small: BDHConfig, call: Run
+) -> None:
+    done = call("numpy->torch", canonical(small), "--dtype", word)
+    assert done.returncode == 0, done.stderr
+    assert f"944 parameters, {dtype}," in done.stdout
+
+
+@pytest.mark.parametrize("name", ["M.PT", "m.Pth", "m.SafeTensors"])
+def test_suffixes_are_known_in_any_case(name: str, canonical: Canonical, small: BDHConfig, tmp_path: Path, call: Run) -> None:
+    assert call("--to", "torch", canonical(small), "-o", name).returncode == 0
+    assert open_checkpoint(tmp_path / name).dialect == "torch"
+
+
+def test_the_version_is_told(call: Run) -> None:
+    assert call("--version").stdout == f"bdh-convert {version('bdh-spec')}\n"
+
+
+@pytest.mark.parametrize("words", [("--inspect", "--json", "m"), ("--inspect", "m", "--json"), ("m", "--json", "--inspect")])
+def test_an_inspection_takes_its_words_in_any_order(
+    words: tuple[str, ...], canonical: Canonical, small: BDHConfig, call: Run
+) -> None:
+    canonical(small)
+    done = call(*("checkpoint.safetensors" if word == "m" else word for word in words))
+    assert json.loads(done.stdout)["dialect"] == "numpy"
+
+
+def test_a_source_of_another_dialect_is_told_whose_it_is(canonical: Canonical, small: BDHConfig, call: Run) -> None:
+    done = call("hf->mlx", canonical(small))
+    assert done.returncode == 2
+    assert "the file holds the names of numpy, not of hf: say numpy or nothing" in done.stderr
+
+
+def test_a_checkpoint_is_not_written_to_a_pipe(canonical: Canonical, small: BDHConfig, call: Run) -> None:
+    done = call("numpy->torch", canonical(small), "-o", "-")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "-o - cannot be: a checkpoint is read back before it is let go, so name a file" in done.stderr
 
 
 def test_narrowing_shows_both_losses(canonical: Canonical, small: BDHConfig, call: Run) -> None:

@@ -18,14 +18,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bdh_convert import pickle_file
-from bdh_convert.checkpoint import read
+from bdh_convert import fuzz, pickle_file
+from bdh_convert.checkpoint import open_checkpoint, read
+from bdh_convert.convert import Settings, convert
 from bdh_convert.inspect import report
+from bdh_convert.steps import Wishes
 from bdh_convert.tensors import Tensor
-from bdh_spec import BDHConfig, BDHError, Params
+from bdh_spec import BDHConfig, BDHError, CheckpointError, checkpoint
+from bdh_spec.files import read_safetensors, shown, write_safetensors
+from bdh_spec.model import init_state
 
 Canonical = Callable[[BDHConfig], Path]
-Weights = Callable[[BDHConfig], Params]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Made = dict[str, bytes]  # files by name
 
@@ -452,3 +455,120 @@ def test_a_report_on_a_hostile_file_is_short_and_plain(what: str, tmp_path: Path
     assert found.isprintable()
     assert len(found) < 100_000
     assert not (tmp_path / "witness").exists()
+
+
+def saved_state(folder: Path) -> Path:
+    path = folder / "s.safetensors"
+    checkpoint.save_state(path, init_state(1, SMALL), SMALL, "0" * 64, np.zeros((1, 2), np.int64))
+    return path
+
+
+STATES: dict[str, tuple[dict[str, str | None], dict[str, Any]]] = {
+    "of no format": ({"format": None}, {}),
+    "of no version": ({"spec_version": None}, {}),
+    "of no model": ({"model": None}, {}),
+    "of a model of control characters": ({"model": "\x1b[2J" * 9}, {}),
+    "of no position": ({"position": None}, {}),
+    "of a position in words": ({"position": "three"}, {}),
+    "of a position of 5,000 digits": ({"position": "9" * 5000}, {}),
+    "of a position before the start": ({"position": "-1"}, {}),
+    "of no pending tokens": ({}, {"pending": None}),
+    "of pending tokens that are fractions": ({}, {"pending": np.zeros((1, 2), np.float32)}),
+    "of pending tokens outside the vocabulary": ({}, {"pending": np.full((1, 2), 11)}),
+    "of pending tokens of two texts": ({}, {"pending": np.zeros((2, 2), np.int64)}),
+    "of pending tokens without texts": ({}, {"pending": np.zeros((), np.int64)}),
+    "of no layers": ({}, {"layers.0.state": None}),
+    "of layers by another name": ({}, {"layers.0.state": None, "layers.1.state": np.zeros((1, 2, 16, 8), np.float32)}),
+    "of whole numbers": ({}, {"layers.0.state": np.zeros((1, 2, 16, 8), np.int32)}),
+    "of another shape": ({}, {"layers.0.state": np.zeros((1, 2, 8, 16), np.float32)}),
+    "of no axes": ({}, {"layers.0.state": np.zeros((), np.float32)}),
+}
+
+
+@pytest.mark.parametrize("what", STATES)
+def test_a_hostile_state_is_one_sentence(what: str, tmp_path: Path) -> None:
+    path = saved_state(tmp_path)
+    tensors, about = read_safetensors(path)
+    said, held = STATES[what]
+    about = {key: value for key, value in (about | said).items() if value is not None}
+    write_safetensors(path, {key: value for key, value in (tensors | held).items() if value is not None}, about)
+    with pytest.raises(BDHError) as refused:
+        checkpoint.read_state(path, SMALL, "0" * 64)
+    assert str(refused.value).isprintable()
+
+
+def test_a_state_that_is_sound_is_read(tmp_path: Path) -> None:
+    state, pending = checkpoint.read_state(saved_state(tmp_path), SMALL, "0" * 64)
+    assert (state.position, pending.tolist()) == (0, [[0, 0]])
+
+
+def test_weights_in_the_place_of_a_state_are_told_where_they_belong(tmp_path: Path, canonical: Canonical) -> None:
+    with pytest.raises(CheckpointError, match="weights are named as the checkpoint"):
+        checkpoint.read_state(canonical(SMALL), SMALL, "0" * 64)
+    with pytest.raises(CheckpointError, match="name the weights that it was saved with"):
+        checkpoint.read(saved_state(tmp_path))
+
+
+def test_numbers_with_the_high_byte_first_are_read_from_an_npz(tmp_path: Path) -> None:
+    np.savez(tmp_path / "m.npz", **{name: values.astype(values.dtype.newbyteorder(">")) for name, values in WEIGHTS.items()})
+    found, _ = read(tmp_path / "m.npz", 1)
+    assert found.encoder.dtype == np.float32
+    assert np.array_equal(found.encoder, WEIGHTS["encoder"])
+    convert(tmp_path / "m.npz", "torch", tmp_path / "m.pt", Settings(Wishes(n_layer=1)))
+
+
+@pytest.mark.parametrize("n_layer", [10**9, 2**31])
+def test_a_model_that_claims_many_layers_is_run_through_some(n_layer: int, tmp_path: Path, call: Run) -> None:
+    place({"m.safetensors": whole(), "config.json": json.dumps(SMALL.as_dict() | {"n_layer": n_layer}).encode()}, tmp_path)
+    done = call("--to", "numpy", "m.safetensors")
+    assert done.returncode == 0, done.stderr
+    assert f"by the first 100 of {n_layer:,} layers" in done.stdout
+
+
+def test_a_report_of_many_tensors_is_cut(tmp_path: Path) -> None:
+    place({"m": whole(**{f"t{i}": np.zeros(1, np.float32) for i in range(5000)})} | CONFIG, tmp_path)
+    found = report(tmp_path / "m")
+    assert len(found["tensors"]) == 200
+    assert "4,805 more tensors are not listed" in found["suspicious"]
+
+
+def test_control_characters_of_a_file_reach_no_terminal(tmp_path: Path, call: Run) -> None:
+    place({"m": whole(**{"\x1b[2J\x1b[31m": np.zeros(3, np.float32)})} | CONFIG, tmp_path)
+    for words in (("--inspect", "m"), ("--inspect", "m", "--json"), ("--to", "numpy", "m")):
+        done = call(*words)
+        assert "\x1b" not in done.stdout + done.stderr
+        assert "x1b[2J" in done.stdout + done.stderr
+
+
+def test_what_is_shown_keeps_its_beginning_and_its_end() -> None:
+    assert shown("a\x1b\n\u202e\ud800é") == "a\\x1b\\n\\u202e\\ud800é"
+    assert shown("begin" + "x" * 5000 + "end").startswith("beginxxx")
+    assert shown("begin" + "x" * 5000 + "end").endswith("xxxend")
+    assert len(shown("x" * 5000)) < 700
+
+
+def test_an_error_of_the_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place({"m": whole()} | CONFIG, tmp_path)
+    weights = open_checkpoint(tmp_path / "m").weights
+
+    def fails(*_: Any) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("bdh_convert.raw.read_numbers", fails)
+    with pytest.raises(CheckpointError, match=r"m could not be read \(Input/output error\)"):
+        weights.embed.load()
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "m")
+    with pytest.raises(CheckpointError, match="is no regular file"):
+        open_checkpoint(tmp_path / "m")
+
+
+@pytest.mark.parametrize("name", fuzz.READERS)
+def test_a_few_hundred_mutations_find_nothing(name: str) -> None:
+    figures = fuzz.fuzz(name, 300)
+    assert figures.runs >= 250  # where files are small, some changes make the same one
+    assert not figures.faults
+    assert figures.refused > 0
+    assert figures.read > 0
