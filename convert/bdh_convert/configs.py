@@ -7,7 +7,7 @@ import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bdh_convert.find import some
+from bdh_convert.find import children, some
 from bdh_convert.pickle_file import Foreign
 from bdh_convert.vocabulary import is_about_training
 from bdh_spec.config import BDHConfig
@@ -67,9 +67,9 @@ NESTED = (*CONFIGS, "model", "overrides")
 
 def written_in(tree: Mapping[Any, Any], home: Sequence[str]) -> dict[str, Any] | None:
     """The configuration in the mappings that lead to the weights; what an earlier one says counts."""
-    levels = [tree]
+    levels: list[Any] = [tree]
     for key in home:
-        levels.append(next(child for name, child in levels[-1].items() if str(name) == key))
+        levels.append(next(child for name, child in children(levels[-1]) or [] if str(name) == key))
     found = [_fields(level[name]) for level in levels if isinstance(level, Mapping) for name in CONFIGS if name in level]
     return {key: value for fields in reversed(found) for key, value in fields.items()} or None
 

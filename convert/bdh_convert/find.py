@@ -32,7 +32,7 @@ LENGTHS = sorted({len(ending) for ending in ENDINGS})
 ENOUGH = 3  # names of a layout by which a file is taken for one that lacks the others
 DEEPEST = 32
 
-FREQS = re.compile(r"(.*\.)?attns?\.(\d+\.)?freqs")
+FREQS = re.compile(r"(.*\.)?freqs")
 
 # What the name of a tensor tells of another model.
 OTHERS = (
@@ -120,7 +120,7 @@ def entries(tree: Mapping[Any, Any]) -> Iterator[Entry]:
     open_: list[tuple[Path, Any]] = [((), tree)]
     while open_:
         path, value = open_.pop()
-        inner = _inner(value) if len(path) < DEEPEST else None
+        inner = children(value) if len(path) < DEEPEST else None
         if inner is None:
             yield Entry(path, _own_parts(path), value)
         elif id(value) not in seen:
@@ -128,7 +128,8 @@ def entries(tree: Mapping[Any, Any]) -> Iterator[Entry]:
             open_ += [((*path, str(key)), child) for key, child in reversed(inner)]
 
 
-def _inner(value: Any) -> list[tuple[Any, Any]] | None:
+def children(value: Any) -> list[tuple[Any, Any]] | None:
+    """What a mapping holds, or a list of mappings or tensors, by key; None for all else."""
     if isinstance(value, Mapping):
         return list(value.items())
     if isinstance(value, (list, tuple)) and any(isinstance(item, (Mapping, Tensor)) for item in value):

@@ -350,7 +350,7 @@ def test_a_large_file_shows_a_bar_on_a_terminal(tmp_path: Path) -> None:
     assert child.returncode == 0
     assert answer.startswith("large.jax.safetensors: numpy to jax")
     assert b"large.safetensors" in shown
-    assert b"/505.9 MB" in shown  # written, compared with the source, and both run
+    assert b"505.9/505.9 MB" in shown  # written, compared with the source, and both run
 
 
 def _read(terminal: int) -> bytes:

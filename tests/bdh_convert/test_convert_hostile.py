@@ -285,7 +285,7 @@ def of_pt() -> Iterator[tuple[str, Made]]:
         "an end at once": b".",
         "a memo of 2^28": b"\x80\x02}r\x00\x00\x00\x10.",
         "a memo of less than nothing": b"\x80\x02}p-5\n.",
-        "600,000 lists": b"\x80\x02(" + b"]" * 600_000 + b"l.",
+        "1,500,000 mappings": b"\x80\x02(" + b"}" * 1_500_000 + b"l.",
         "2,000 classes": b"\x80\x02(" + b"".join(b"cm\nc%d\n" % i for i in range(2000)) + b"l.",
         "a class of 1 MB": b"\x80\x02c" + b"m" * 1_000_000 + b"\nn\n.",
         "deep lists": b"\x80\x02" + b"]" * DEEP + b"a" * (DEEP - 1) + b".",
@@ -515,6 +515,13 @@ def test_numbers_with_the_high_byte_first_are_read_from_an_npz(tmp_path: Path) -
     assert found.encoder.dtype == np.float32
     assert np.array_equal(found.encoder, WEIGHTS["encoder"])
     convert(tmp_path / "m.npz", "torch", tmp_path / "m.pt", Settings(Wishes(n_layer=1)))
+
+
+@pytest.mark.parametrize("dtype", ["<f16", "<U5", "|S4", "<M8[s]", "<m8[ns]", "|V8", "<c8", "|b1", "<i4"])
+def test_an_array_that_is_no_float_of_a_framework_is_no_weight(dtype: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "m.npz", **WEIGHTS | {"encoder": np.zeros((2, 8, 16), dtype)})
+    with pytest.raises(BDHError, match=r"encoder has dtype .*: weights are float64, float32, float16 or bfloat16"):
+        read(tmp_path / "m.npz", 1)
 
 
 @pytest.mark.parametrize("n_layer", [10**9, 2**31])

@@ -245,7 +245,13 @@ def test_parameters_kept_as_such_are_read(small: BDHConfig, weights: Weights, tm
     assert is_read(tmp_path / "m.pt", model)
 
 
-@pytest.mark.parametrize("kind", ["parameter", "parameter with attributes", "another table"])
+def test_a_list_of_one_model_is_seen_through(small: BDHConfig, weights: Weights, tmp_path: Path) -> None:
+    model = Model(weights(small))
+    torch.save({"models": [{"weights": model.state_dict(), "config": small.as_dict()}]}, tmp_path / "m.pt")
+    assert is_read(tmp_path / "m.pt", model, Wishes())
+
+
+@pytest.mark.parametrize("kind", ["parameter", "parameter with attributes", "another table", "a bare table"])
 def test_frequencies_are_read_or_refused_whatever_they_are_pickled_as(
     kind: str, small: BDHConfig, weights: Weights, tmp_path: Path
 ) -> None:
@@ -253,11 +259,10 @@ def test_frequencies_are_read_or_refused_whatever_they_are_pickled_as(
     table = nn.Parameter(state["attn.freqs"] * 55)
     if kind == "parameter with attributes":
         table.note = "trained"
-    content: State = (
-        state | {"attn.freqs": table} if kind != "another table" else {"model": state, "buffers": {"attn.freqs": table}}
-    )
+    beside = {"another table": "attn.freqs", "a bare table": "freqs"}.get(kind)
+    content: State = {"model": state, "buffers": {beside: table}} if beside else state | {"attn.freqs": table}
     torch.save(content, tmp_path / "m.pt")
-    with pytest.raises(BDHError, match=r"attn\.freqs"):
+    with pytest.raises(BDHError, match="freqs differs from BDH's frequency table"):
         open_checkpoint(tmp_path / "m.pt", Wishes(n_layer=1))
 
 
