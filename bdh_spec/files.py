@@ -92,7 +92,8 @@ def whole_file(path: Path, *, replace: bool = True) -> Iterator[Path]:
     """
     part = part_of(path)
     try:
-        with held(part, folder=False):
+        part.touch(exist_ok=False)
+        with held(part):
             yield part
             with part.open("rb") as file:
                 os.fsync(file.fileno())
@@ -121,42 +122,30 @@ def publish(part: Path, path: Path, replace: bool) -> None:
 def part_of(path: Path) -> Path:
     """The name of something unfinished beside ``path``, after clearing what killed writers left under such names."""
     for old in path.parent.glob(f".{_literal(path.name)}.*.part"):
-        if _abandoned(old):
-            shutil.rmtree(old, ignore_errors=True) if old.is_dir() else old.unlink(missing_ok=True)
+        with suppress(OSError), held(old) as alone:
+            if alone:
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
 
 
 @contextmanager
-def held(part: Path, *, folder: bool) -> Iterator[None]:
-    """Something unfinished that exists, and that nobody takes for abandoned as long as this process lives."""
-    if folder:
-        part.mkdir()
-    handle = os.open(part, os.O_RDONLY) if folder else os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+def held(part: Path) -> Iterator[bool]:
+    """Whether something unfinished is this process's alone, which it then is until the end: of the block, or of the process."""
+    if sys.platform == "win32":  # where nothing is locked, and nothing taken for abandoned
+        yield False
+        return
+    handle = os.open(part, os.O_RDONLY)
     try:
-        _lock(handle)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _abandoned(part: Path) -> bool:
-    """Whether no living process holds something unfinished: the system lets a lock go when its owner dies."""
-    try:
-        handle = os.open(part, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        return _lock(handle)
+        yield _lock(handle)
     finally:
         os.close(handle)
 
 
 def _lock(handle: int) -> bool:
-    if sys.platform != "win32":
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
     return True
 
 

@@ -55,7 +55,7 @@ class Dtype(click.ParamType[str]):
 
 
 @click.command(help=HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.argument("words", nargs=-1, metavar="[ROUTE] FILE")
+@click.argument("words", nargs=-1, metavar="[ROUTE] FILE", type=click.Path())
 @click.option("--from", "source", metavar="DIALECT", help="What the file is, where it is not to be detected.")
 @click.option("--to", "target", metavar="DIALECT", help="What to convert to.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Where to write (default: beside the input).")

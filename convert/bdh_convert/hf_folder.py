@@ -95,7 +95,8 @@ def whole_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
     """
     part = part_of(path)
     try:
-        with held(part, folder=True):
+        part.mkdir()
+        with held(part):
             yield part
             for file in part.iterdir():
                 with file.open("rb") as written:

@@ -179,6 +179,14 @@ def test_the_version_is_told(call: Run) -> None:
     assert call("--version").stdout == f"bdh-convert {version('bdh-spec')}\n"
 
 
+@pytest.mark.parametrize(("begun", "offered"), [("--ins", "plain,--inspect"), ("check", "file,check")])
+def test_a_shell_completes_options_and_files(begun: str, offered: str) -> None:
+    asked = {"_BDH_CONVERT_COMPLETE": "bash_complete", "COMP_WORDS": f"bdh-convert {begun}", "COMP_CWORD": "1"}
+    script = Path(sys.executable).parent / "bdh-convert"
+    done = subprocess.run([script], env=os.environ | asked, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.splitlines() == [offered]
+
+
 @pytest.mark.parametrize("words", [("--inspect", "--json", "m"), ("--inspect", "m", "--json"), ("m", "--json", "--inspect")])
 def test_an_inspection_takes_its_words_in_any_order(
     words: tuple[str, ...], canonical: Canonical, small: BDHConfig, call: Run
