@@ -74,6 +74,15 @@ def written_in(tree: Mapping[Any, Any], home: Sequence[str]) -> dict[str, Any] |
     return {key: value for fields in reversed(found) for key, value in fields.items()} or None
 
 
+def unreadable_in(tree: Mapping[Any, Any]) -> list[str]:
+    """The configurations of a pickle of which nothing can be read."""
+    return [
+        f"{name} (a {shown(tree[name].qualified, 80)})"
+        for name in CONFIGS
+        if isinstance(tree.get(name), Foreign) and not _fields(tree[name])
+    ]
+
+
 def _fields(config: Any) -> dict[str, Any]:
     values = config.attributes() if isinstance(config, Foreign) else config
     return {str(key): value for key, value in values.items()} if isinstance(values, Mapping) else {}

@@ -16,7 +16,7 @@ import numpy as np
 
 from bdh_convert.dialects import DIALECTS
 from bdh_convert.tensors import Tensor, Unreadable
-from bdh_convert.vocabulary import is_about_training, is_an_optimizers
+from bdh_convert.vocabulary import is_a_tensor_of_training, is_an_optimizers
 from bdh_spec.errors import CheckpointError, ParamsError
 from bdh_spec.files import shown
 from bdh_spec.params import Params
@@ -218,7 +218,7 @@ def _sorted_out(chosen: Candidate, everything: Sequence[Entry], whole: Sequence[
                 " numbers: save a state_dict() of whole tensors in float32 or bfloat16"
             )
         elif isinstance(entry.value, Unreadable) or (not known and _is_bookkeeping(name, entry.value)):
-            ignored.append(name.split(".")[0] if is_about_training(name.split(".")[0]) else name)
+            ignored.append(name.split(".")[0] if is_a_tensor_of_training(name) else name)
         elif name in tensors:
             raise ParamsError(f"the file holds {shown(name, 80)} more than once, in different wrappings: remove all but one")
         else:
@@ -249,7 +249,7 @@ def _is_bookkeeping(name: str, tensor: Tensor) -> bool:
     """Whether a tensor is a random state, a counter, or named as something of the training."""
     counts = tensor.dtype.kind in "iu" and math.prod(tensor.shape) == 1
     random = tensor.dtype == np.uint8 and len(tensor.shape) == 1 and "mask" not in name
-    return counts or random or is_about_training(name.split(".")[0])
+    return counts or random or is_a_tensor_of_training(name)
 
 
 def complain(unknown: Iterable[str]) -> str:

@@ -87,6 +87,7 @@ class Foreign(Unreadable):
     """An object of a class that nobody imports: whatever is done to it is remembered and has no effect."""
 
     state: Any = None
+    items: dict[Any, Any] | None = None
 
     def __init__(self, *arguments: Any) -> None:
         pass
@@ -95,7 +96,8 @@ class Foreign(Unreadable):
         self.state = state
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        pass
+        self.items = self.items or {}
+        self.items[key] = value
 
     def append(self, value: Any) -> None:
         pass
@@ -104,8 +106,9 @@ class Foreign(Unreadable):
         pass
 
     def attributes(self) -> dict[str, Any]:
-        """What the object's own fields were."""
+        """What the object's own fields were, and its items if it was a mapping."""
         parts = self.state if isinstance(self.state, tuple) else (self.state,)  # (fields, slots) of a class with slots
+        parts = (*parts, self.items)
         return {str(key): value for part in parts if isinstance(part, Mapping) for key, value in part.items()}
 
 

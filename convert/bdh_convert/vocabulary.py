@@ -50,6 +50,24 @@ PAIRS = (
 OPTIMIZERS = frozenset("optimizer optimizers optimiser optim opt adam adamw sgd muon grad grads gradients".split())  # noqa: SIM905
 
 
+# What tensors of the training are called; words such as val or project may be parts of a model.
+OF_TENSORS = OPTIMIZERS | frozenset(
+    """
+    averaged criterion epoch epochs iteration iterations loss losses lr metric metrics rng scheduler schedulers seed step steps
+    """.split()  # noqa: SIM905
+)
+
+
+def is_a_tensor_of_training(name: str) -> bool:
+    """Whether the first part of a tensor's name says that it belongs to the training, and nothing else.
+
+    >>> [is_a_tensor_of_training(name) for name in ("criterion.weight", "opt_state.0.mu", "val.weight", "step_embedding")]
+    [True, True, False, False]
+    """
+    first = name.split(".")[0]
+    return bool(OF_TENSORS & set(re.split(r"[\W_]+", first.lower()))) and is_about_training(first)
+
+
 def is_an_optimizers(name: str) -> bool:
     """Whether a name says that what is below it belongs to an optimizer, which keeps copies under the names of weights."""
     return bool(OPTIMIZERS & set(re.split(r"[\W_]+", name.lower())))

@@ -300,6 +300,37 @@ def test_arguments_of_a_run_tell_what_they_know(beside: Any, small: BDHConfig, w
     assert is_read(tmp_path / "m.pt", model, Wishes())
 
 
+class Settings(dict):
+    """A mapping of a class of its own, as many trainers have one."""
+
+
+class Sealed:
+    """A configuration of which a pickle keeps nothing but the class."""
+
+
+def test_a_configuration_is_read_from_a_mapping_of_any_class_or_it_is_said_that_it_is_not(
+    small: BDHConfig, weights: Weights, tmp_path: Path
+) -> None:
+    model = Model(weights(small))
+    torch.save({"model": model.state_dict(), "config": Settings(small.as_dict())}, tmp_path / "m.pt")
+    assert open_checkpoint(tmp_path / "m.pt").config == small
+    torch.save({"model": model.state_dict(), "config": Settings(small.as_dict() | {"k_sparse": 3})}, tmp_path / "m.pt")
+    with pytest.raises(ConfigError, match="has k_sparse = 3, which BDH has not"):
+        open_checkpoint(tmp_path / "m.pt")
+    torch.save({"model": model.state_dict(), "config": Sealed()}, tmp_path / "m.pt")
+    notes = open_checkpoint(tmp_path / "m.pt", Wishes(n_layer=1)).notes
+    assert any(note.startswith("nothing can be read of config (a ") and "Sealed" in note for note in notes)
+
+
+@pytest.mark.parametrize("name", ["val.weight", "project.weight", "train.gate", "step_embedding.weight", "data.scale"])
+def test_a_tensor_whose_name_may_be_a_part_of_a_model_is_refused(
+    name: str, small: BDHConfig, weights: Weights, tmp_path: Path
+) -> None:
+    torch.save(Model(weights(small)).state_dict() | {name: torch.ones(2, 2)}, tmp_path / "m.pt")
+    with pytest.raises(ParamsError, match=f"holds {name}, which no dialect of BDH has"):
+        open_checkpoint(tmp_path / "m.pt", Wishes(n_layer=1))
+
+
 @pytest.mark.parametrize("where", ["model_args", "config", "hyper_parameters"])
 def test_a_switch_of_another_model_is_refused_wherever_it_stands(
     where: str, small: BDHConfig, weights: Weights, tmp_path: Path
