@@ -95,14 +95,27 @@ def whole_file(path: Path, *, replace: bool = True) -> Iterator[Path]:
         part.touch(exist_ok=False)
         with held(part):
             yield part
-            with part.open("rb") as file:
-                os.fsync(file.fileno())
+            sync(part)
             publish(part, path, replace)
+        with suppress(OSError):  # the file is there and whole; only a power cut now could still take its name away
+            sync(path.parent)
     except OSError as error:
         raise CheckpointError(f"{path} could not be written ({error.strerror or error}): nothing was left there") from error
     finally:
         with suppress(OSError):  # where nothing could be written there is nothing to remove
             part.unlink()
+
+
+def sync(path: Path) -> None:
+    """Wait until the disk holds what was written to a file, or the names in a folder."""
+    folder = path.is_dir()
+    if folder and sys.platform == "win32":  # where folders cannot be opened
+        return
+    handle = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def publish(part: Path, path: Path, replace: bool) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from bdh_convert.raw import read_small
 from bdh_convert.tensors import Contents, Tensor
 from bdh_spec.config import BDHConfig
 from bdh_spec.errors import CheckpointError
-from bdh_spec.files import check_readable, held, part_of, shown
+from bdh_spec.files import check_readable, held, part_of, shown, sync
 
 CONFIG = "config.json"
 WEIGHTS, PICKLED = "model.safetensors", "pytorch_model.bin"
@@ -94,19 +93,22 @@ def whole_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
     In a folder that exists already, the files of the same names are replaced and those that describe other weights removed.
     """
     part = part_of(path)
+    left = "some of its files may be new, so convert again" if path.is_dir() else "nothing was left there"
     try:
         part.mkdir()
         with held(part):
             yield part
             for file in part.iterdir():
-                with file.open("rb") as written:
-                    os.fsync(written.fileno())
+                sync(file)
+            sync(part)
             if path.is_dir() and replace:
                 _move_into(part, path)
             else:
                 _publish(part, path)
+        with suppress(OSError):  # the folder is there and whole
+            sync(path.parent)
     except OSError as error:
-        raise CheckpointError(f"{path} could not be written ({error.strerror or error}): nothing was left there") from error
+        raise CheckpointError(f"{path} could not be written ({error.strerror or error}): {left}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

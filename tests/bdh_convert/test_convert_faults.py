@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import signal
@@ -11,15 +13,19 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from bdh_convert.checkpoint import open_checkpoint
 from bdh_convert.convert import Settings, convert
 from bdh_convert.hf_folder import whole_folder
-from bdh_spec import BDHConfig, CheckpointError
+from bdh_spec import BDHConfig, CheckpointError, checkpoint
 from bdh_spec.files import part_of, whole_file
+from bdh_spec.model import init_state
 
 Canonical = Callable[[BDHConfig], Path]
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -185,3 +191,123 @@ def test_a_conversion_answers_in_json_when_asked(canonical: Canonical, small: BD
     assert (found["path"], found["from"], found["to"]) == ("checkpoint.mlx.safetensors", "numpy", "mlx")
     assert (found["config"], found["dtypes"], found["verified"]) == (small.as_dict(), ["float16"], True)
     assert len(found["losses"]) == 2
+
+
+class Disk:
+    """The system's calls on files, one of which fails, or none; what is written and not yet synced is written down."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, fails_at: int = 10**9, error: int = errno.EIO) -> None:
+        self.calls, self.fails_at, self.error = 0, fails_at, error
+        self.unsynced: set[int] = set()  # files, by their number, that a power cut now would damage
+        self.published: list[set[int]] = []  # those that were unsynced whenever a name was given
+        for name in ("replace", "rename", "link"):
+            patch.setattr(os, name, self.publishing(getattr(os, name)))
+        patch.setattr(os, "fsync", self.syncing(os.fsync))
+        patch.setattr(io, "open", self.open)
+
+    def count(self) -> None:
+        self.calls += 1
+        if self.calls == self.fails_at:
+            raise OSError(self.error, os.strerror(self.error))
+
+    def publishing(self, call: Callable[..., None]) -> Callable[..., None]:
+        def instead(*names: Any) -> None:
+            self.count()
+            self.published.append(set(self.unsynced))
+            call(*names)
+
+        return instead
+
+    def syncing(self, call: Callable[[int], None]) -> Callable[[int], None]:
+        def instead(handle: int) -> None:
+            self.count()
+            self.unsynced.discard(os.fstat(handle).st_ino)
+            call(handle)
+
+        return instead
+
+    def open(self, file: Any, mode: str = "r", buffering: int = -1, *text: Any) -> Any:
+        raw = Raw(file, mode.replace("b", ""), self)
+        kind = io.BufferedRandom if "+" in mode else io.BufferedWriter if "w" in mode else io.BufferedReader
+        return kind(raw) if "b" in mode else io.TextIOWrapper(kind(raw), *text)
+
+
+class Raw(io.FileIO):
+    """A file of such a disk."""
+
+    def __init__(self, file: Any, mode: str, disk: Disk) -> None:
+        super().__init__(file, mode)
+        self.disk = disk
+
+    def write(self, data: Any) -> int:
+        self.disk.count()
+        self.disk.unsynced.add(os.fstat(self.fileno()).st_ino)
+        return super().write(data)
+
+    def readinto(self, room: Any) -> int:
+        self.disk.count()
+        return super().readinto(room)
+
+
+TARGETS = {"m.safetensors": "torch", "m.pt": "torch", "m.npz": "mlx", "m": "hf"}
+
+
+def weights_in(path: Path) -> bytes:
+    return b"".join(weight.load().tobytes() for weight in open_checkpoint(path).weights)
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.EACCES, errno.EINTR], ids=errno.errorcode.get)
+@pytest.mark.parametrize("name", TARGETS)
+def test_whichever_call_fails_the_old_weights_or_the_new_are_there(
+    name: str, error: int, canonical: Canonical, small: BDHConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, output = canonical(small), tmp_path / name
+    before = source.read_bytes()
+    convert(source, TARGETS[name], output, Settings(dtype="f16"))
+    new = weights_in(output)
+    convert(source, TARGETS[name], output, Settings(force=True))
+    old = weights_in(output)
+    call, ended, said = 0, False, set()
+    while not ended:
+        call += 1
+        with monkeypatch.context() as patch:
+            disk = Disk(patch, call, error)
+            try:
+                convert(source, TARGETS[name], output, Settings(dtype="f16", force=True))
+                ended = disk.calls < call
+            except CheckpointError as refused:
+                said.add(str(refused))
+        assert weights_in(output) in (old, new)
+        assert parts(tmp_path) == []
+    assert weights_in(output) != old
+    assert call > 10
+    assert all(sentence.isprintable() for sentence in said)
+    assert any(os.strerror(error) in sentence for sentence in said) or error == errno.EINTR  # which Python tries again
+    assert source.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_name_is_given_to_what_a_power_cut_cannot_damage_any_more(
+    name: str, canonical: Canonical, small: BDHConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = canonical(small)
+    for _ in range(2):  # a new file, then one that replaces it
+        with monkeypatch.context() as patch:
+            disk = Disk(patch)
+            convert(source, TARGETS[name], tmp_path / name, Settings(force=(tmp_path / name).exists()))
+        assert disk.published
+        assert not any(disk.published)
+
+
+def test_a_state_that_cannot_be_saved_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, path = BDHConfig(n_layer=1, n_embd=4, n_head=1, mlp_internal_dim_multiplier=2, vocab_size=5), tmp_path / "s"
+    save = partial(checkpoint.save_state, path, init_state(1, config), config)
+    save("0" * 64, np.zeros((1, 1), np.int64))
+    old = path.read_bytes()
+    for call in range(1, 4):  # to write, to sync, to give the name
+        with monkeypatch.context() as patch:
+            Disk(patch, call)
+            with pytest.raises(CheckpointError, match="could not be written"):
+                save("1" * 64, np.ones((1, 1), np.int64))
+        assert path.read_bytes() == old
+        assert [file.name for file in tmp_path.iterdir()] == ["s"]
