@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bdh_spec.checks import check_recurrent_state
+import numpy as np
+
+from bdh_spec.checks import check_recurrent_state, check_tokens
 from bdh_spec.config import BDHConfig
 from bdh_spec.errors import CheckpointError
-from bdh_spec.files import read_safetensors, write_safetensors
+from bdh_spec.files import read_safetensors, reading, shown, write_safetensors
 from bdh_spec.model import RecurrentState
 from bdh_spec.params import Array, Params, check_params
 
@@ -26,12 +28,14 @@ def save(path: str | Path, params: Params, config: BDHConfig) -> None:
 
 def read(path: str | Path) -> tuple[Params, BDHConfig]:
     """The weights and the configuration of a canonical checkpoint."""
-    tensors, about = read_safetensors(Path(path))
-    _demand_format(path, about, FORMAT)
-    if set(tensors) != set(Params._fields):
-        raise CheckpointError(f"{path} holds {', '.join(sorted(tensors))}: a canonical file holds {', '.join(Params._fields)}")
-    config = BDHConfig.from_dict(json.loads(about["config"]))
-    return check_params(Params(**tensors), config), config
+    with reading(Path(path)):
+        tensors, about = read_safetensors(Path(path))
+        _demand_format(path, about, FORMAT)
+        if set(tensors) != set(Params._fields):
+            names = shown(", ".join(sorted(tensors)), 200)
+            raise CheckpointError(f"{path} holds {names}: a canonical file holds {', '.join(Params._fields)}")
+        config = BDHConfig.from_dict(json.loads(about["config"]))
+        return check_params(Params(**tensors), config), config
 
 
 def metadata(config: BDHConfig) -> dict[str, str]:
@@ -48,21 +52,44 @@ def save_state(path: str | Path, state: RecurrentState, config: BDHConfig, model
 
 def read_state(path: str | Path, config: BDHConfig, model: str) -> tuple[RecurrentState, Array]:
     """A saved state and its pending tokens, if it belongs to the model with this fingerprint."""
-    tensors, about = read_safetensors(Path(path))
-    _demand_format(path, about, STATE_FORMAT)
-    if about["model"] != model:
-        raise CheckpointError(
-            f"{path} is a state of model {about['model'][:12]}, this is model {model[:12]}: load the weights it was saved with"
-        )
-    pending = tensors.pop("pending")
-    state = RecurrentState(int(about["position"]), tuple(tensors[f"layers.{i}.state"] for i in range(len(tensors))))
-    return check_recurrent_state(state, config), pending
+    with reading(Path(path)):
+        tensors, about = read_safetensors(Path(path))
+        _demand_format(path, about, STATE_FORMAT)
+        theirs = about["model"]
+        if theirs != model:
+            raise CheckpointError(
+                f"{path} is a state of model {theirs[:12]}, this is model {model[:12]}: load the weights it was saved with"
+            )
+        pending = tensors.pop("pending")
+        state = RecurrentState(int(about["position"]), tuple(tensors[f"layers.{i}.state"] for i in range(len(tensors))))
+        _demand_numbers(path, check_recurrent_state(state, config), pending, config)
+        return state, pending
+
+
+def _demand_numbers(path: str | Path, state: RecurrentState, pending: Array, config: BDHConfig) -> None:
+    """What was saved is floating point memory, and tokens of as many texts."""
+    for i, memory in enumerate(state.layers):
+        if memory.dtype not in (np.float32, np.float64):
+            raise CheckpointError(f"{path} holds layer {i} as {memory.dtype}: a state is float32 or float64, so save it again")
+    if pending.shape != (state.batch, pending.shape[-1] if pending.ndim else 0):
+        raise CheckpointError(f"{path} holds pending tokens of shape {pending.shape} for {state.batch} texts: save it again")
+    if pending.size:
+        check_tokens(pending, config)
 
 
 def _demand_format(path: str | Path, about: dict[str, Any], wanted: str) -> None:
-    if about.get("format") != wanted:
-        raise CheckpointError(f"{path} has format {about.get('format')!r}, wanted {wanted!r}: convert it with bdh-convert")
+    found = about.get("format")
+    if found != wanted:
+        raise CheckpointError(f"{path} has format {shown(repr(found), 80)}, wanted {wanted!r}: {_advice(found, wanted)}")
     if about["spec_version"].split(".")[0] != SPEC_VERSION.split(".")[0]:
         raise CheckpointError(
             f"{path} follows specification {about['spec_version']}, this is {SPEC_VERSION}: use a release that reads it"
         )
+
+
+def _advice(found: str | None, wanted: str) -> str:
+    if wanted == STATE_FORMAT:
+        return "a state is what --save-state wrote, and weights are named as the checkpoint"
+    if found == STATE_FORMAT:
+        return "it is a saved state, so name the weights that it was saved with"
+    return "convert it with bdh-convert"

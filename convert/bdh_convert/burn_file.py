@@ -16,21 +16,24 @@ from typing import IO
 import numpy as np
 
 from bdh_convert.raw import fetch_raw
-from bdh_convert.tensors import BF16, F16, F32, F64, Contents, Tensor
+from bdh_convert.tensors import BF16, F16, F32, F64, MOST_AXES, Contents, Tensor
 from bdh_spec.errors import CheckpointError
 from bdh_spec.params import Params
 
 FLOATS = {"f64": F64, "f32": F32, "f16": F16, "bf16": BF16}  # by the last part of the Rust type's name
 WIDTHS = {251: 2, 252: 4, 253: 8}
 LONGEST = 4096  # of a string about the recorder
+MOST_NONES = 4096  # between two parameters
 
 
 def looks_like(path: Path) -> bool:
     """Whether a file opens with strings about one of burn's recorders."""
+    if not path.is_file():
+        return False
     try:
         with path.open("rb") as file:
             return "burn" in _about(file)[2]
-    except (CheckpointError, UnicodeDecodeError):
+    except CheckpointError:
         return False
 
 
@@ -42,10 +45,10 @@ def read(path: Path) -> Contents:
             raise CheckpointError(
                 f"{path} was recorded in another type than f64, f32, f16 or bf16: record it in full precision"
             )
-        tensors = {tensor.name: tensor for tensor in _parameters(path, file, dtype)}
+        tree = {tensor.name: tensor for tensor in _parameters(path, file, dtype)}
         if _skip_nones(file):
             raise CheckpointError(f"{path} holds more than the five parameters of BDH: this is another model")
-    return Contents(path, "burn", tensors, dialect="burn")
+    return Contents(path, "burn", tree, dialect="burn")
 
 
 def _about(file: IO[bytes]) -> list[str]:
@@ -61,7 +64,10 @@ def _parameters(path: Path, file: IO[bytes], dtype: np.dtype[np.generic]) -> Ite
         if start + nbytes > size:
             raise CheckpointError(f"{path} ends before the last of its tensors: copy it again")
         file.seek(nbytes, 1)
-        shape = tuple(_whole(file) for _ in range(_whole(file)))
+        axes = _whole(file)
+        if axes > MOST_AXES:
+            raise CheckpointError(f"{path} holds {name} with {axes:,} axes: it is damaged")
+        shape = tuple(_whole(file) for _ in range(axes))
         _whole(file)  # the dtype's index, whose meaning changed between versions of burn
         if math.prod(shape) * dtype.itemsize != nbytes:
             raise CheckpointError(f"{path} holds {nbytes} bytes for {name} of shape {shape}: it is damaged, or quantised")
@@ -74,10 +80,12 @@ def _tensor(path: Path, name: str, shape: tuple[int, ...], dtype: np.dtype[np.ge
 
 def _skip_nones(file: IO[bytes]) -> bytes:
     """Pass over fields without parameters; the byte that comes next, or nothing at the end."""
-    while (byte := file.read(1)) == b"\0":
-        pass
-    file.seek(-len(byte), 1)
-    return byte
+    ahead = file.read(MOST_NONES + 1)
+    after = ahead.lstrip(b"\0")
+    if ahead and not after and len(ahead) > MOST_NONES:
+        raise CheckpointError(f"{file.name} holds more than {MOST_NONES:,} empty fields in a row: it is damaged")
+    file.seek(-len(after), 1)
+    return after[:1]
 
 
 def _string(file: IO[bytes]) -> str:
@@ -85,7 +93,7 @@ def _string(file: IO[bytes]) -> str:
     text = file.read(length) if length <= LONGEST else b""
     if len(text) != length:
         raise CheckpointError(f"{file.name} is no record of burn's, or is cut off: copy it again")
-    return text.decode()
+    return text.decode(errors="replace")
 
 
 def _whole(file: IO[bytes]) -> int:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bdh_convert.find import children, some
+from bdh_convert.pickle_file import Foreign
+from bdh_convert.vocabulary import is_about_training
 from bdh_spec.config import BDHConfig
 from bdh_spec.errors import ConfigError, ParamsError
+from bdh_spec.files import shown
 from bdh_spec.params import Params
 from bdh_spec.rope import THETA
 
 OURS = tuple(field.name for field in dataclasses.fields(BDHConfig))
+LARGEST = 2**31  # of the six numbers: no machine runs a model beyond
 ALIASES = {"num_hidden_layers": "n_layer", "hidden_size": "n_embd", "num_attention_heads": "n_head"}
 
 # Switches that other models have, and the values at which they leave BDH as it is.
@@ -38,20 +44,48 @@ SWITCHES: dict[str, tuple[Any, ...]] = {
     "causal": (True,),
     "is_decoder": (True, False),
     "model_type": ("bdh",),
+    "model": ("bdh", "BDH"),
 }
 
-# What training scripts and transformers write beside the sizes, and what the function does not depend on.
+# What transformers writes beside the sizes, and what the function does not depend on. What only concerns training is known
+# by its words.
 HARMLESS = frozenset(
     """
     architectures auto_map torch_dtype dtype transformers_version _name_or_path use_cache max_position_embeddings
     bos_token_id eos_token_id pad_token_id sep_token_id tie_word_embeddings initializer_range return_dict
     attn_implementation _attn_implementation bdh_attn_implementation _attn_implementation_internal
     _attn_implementation_autoset chunk_size_feed_forward id2label label2id is_encoder_decoder tokenizer_class block_size
-    batch_size learning_rate weight_decay max_iters warmup_iters grad_clip seed device compile run_name
-    gradient_accumulation_steps epochs steps betas init_std fused_kernels max_seq_len context_length generation_config
+    init_std fused_kernels max_seq_len context_length generation_config steps epochs seed device
     temperature top_k top_p max_length min_length do_sample num_beams output_attentions output_hidden_states problem_type
     """.split()  # noqa: SIM905  one key a line would fill a page
 )
+
+# Where a pickle keeps configurations, those of models before those of whole runs; and burn its changes.
+CONFIGS = ("model_args", "model_config", "bdh_config", "config", "hyper_parameters", "hparams", "args")
+NESTED = (*CONFIGS, "model", "overrides")
+
+
+def written_in(tree: Mapping[Any, Any], home: Sequence[str]) -> dict[str, Any] | None:
+    """The configuration in the mappings that lead to the weights; what an earlier one says counts."""
+    levels: list[Any] = [tree]
+    for key in home:
+        levels.append(next(child for name, child in children(levels[-1]) or [] if str(name) == key))
+    found = [_fields(level[name]) for level in levels if isinstance(level, Mapping) for name in CONFIGS if name in level]
+    return {key: value for fields in reversed(found) for key, value in fields.items()} or None
+
+
+def unreadable_in(tree: Mapping[Any, Any]) -> list[str]:
+    """The configurations of a pickle of which nothing can be read."""
+    return [
+        f"{name} (a {shown(tree[name].qualified, 80)})"
+        for name in CONFIGS
+        if isinstance(tree.get(name), Foreign) and not _fields(tree[name])
+    ]
+
+
+def _fields(config: Any) -> dict[str, Any]:
+    values = config.attributes() if isinstance(config, Foreign) else config
+    return {str(key): value for key, value in values.items()} if isinstance(values, Mapping) else {}
 
 
 def is_tied(raw: Mapping[str, Any] | None) -> bool | None:
@@ -83,7 +117,8 @@ def complete(
         raise ConfigError(
             "no configuration tells n_layer, and layers share weights so nothing else does: give --n-layer (in Python n_layer=)"
         )
-    notes = []
+    about_training = [key for key in _unnested(raw or {}) if is_about_training(key) and key not in HARMLESS]
+    notes = [f"left alone in the configuration, being about training: {some(about_training)}"] if about_training else []
     if "dropout" not in said:
         said["dropout"] = BDHConfig.dropout
         notes.append(
@@ -98,15 +133,31 @@ def sizes(raw: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in flat.items():
         if key not in OURS and not _leaves_bdh_alone(key, value):
             raise ConfigError(
-                f"the configuration has {key} = {value!r}, which BDH has not: another model, or a key that can go"
+                f"the configuration has {shown(key, 80)} = {_spelt(value)}, which BDH has not: another model, or a key that can"
+                " go"
             )
-    return {key: flat[key] for key in OURS if flat.get(key) is not None}
+    return {key: _number(key, flat[key]) for key in OURS if flat.get(key) is not None}
+
+
+def _number(key: str, value: Any) -> float | int:
+    if isinstance(value, (int, float)) and not abs(value) > LARGEST:
+        return value
+    raise ConfigError(f"the configuration has {key} = {_spelt(value)}: it must be a number up to {LARGEST:,}")
+
+
+def _spelt(value: Any) -> str:
+    """A value as Python writes it, however deep, long or circular it is."""
+    if isinstance(value, int) and abs(value) > LARGEST**2:
+        return f"a whole number of {value.bit_length():,} bits"
+    return shown(reprlib.repr(value), 80)
 
 
 def _unnested(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """burn keeps the model's numbers in a table of overrides."""
-    inner = raw.get("overrides")
-    return {**raw, **inner, "overrides": None} if isinstance(inner, Mapping) else dict(raw)
+    """Configurations within a configuration say the same as if they stood in it."""
+    flat = dict(raw)
+    for key in NESTED:
+        flat |= _fields(flat.pop(key)) if _fields(flat.get(key)) else {}
+    return flat
 
 
 def _leaves_bdh_alone(key: str, value: Any) -> bool:
@@ -114,13 +165,13 @@ def _leaves_bdh_alone(key: str, value: Any) -> bool:
         return True
     if key in SWITCHES:
         return value in SWITCHES[key]
-    return value in (False, 0, "", "none") or value in ([], {}, ())
+    return is_about_training(key) or value in (False, 0, "", "none") or value in ([], {}, ())
 
 
 def _merge(said: dict[str, Any], more: Mapping[str, Any], source: str) -> dict[str, Any]:
     for key, value in more.items():
         if value is not None and said.get(key, value) != value:
-            raise ConfigError(f"the configuration has {key} = {said[key]!r}, {source} {value!r}: find out which is right")
+            raise ConfigError(f"the configuration has {key} = {_spelt(said[key])}, {source} {value!r}: find out which is right")
     return said | {key: value for key, value in more.items() if value is not None}
 
 

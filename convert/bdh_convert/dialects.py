@@ -13,7 +13,7 @@ import numpy as np
 from bdh_convert.frequencies import table
 from bdh_convert.tensors import F32, Tensor
 from bdh_spec.config import BDHConfig
-from bdh_spec.errors import CheckpointError, ParamsError
+from bdh_spec.errors import ParamsError
 from bdh_spec.params import Params
 
 
@@ -26,8 +26,7 @@ class Dialect:
     transposed: frozenset[str] = frozenset()  # our weights that it stores with their two axes swapped
     freqs: str | None = None  # its name of the frequency table, when it stores one
     gate: str | None = None  # an unused tensor that its loader insists on
-    writable: bool = True
-    suffixes: tuple[str, ...] = (".safetensors",)  # of its files, the default first
+    containers: tuple[str, ...] = ("safetensors",)  # that we write it in, the default first
 
 
 GATE = "lm_gate"  # (D, 1), in early files of torch and in those of MLX: no equation uses it
@@ -42,14 +41,14 @@ DIALECTS = {
     for dialect in (
         Dialect("numpy", CANONICAL),
         Dialect("jax", CANONICAL),
-        Dialect("torch", UPSTREAM, freqs="attn.freqs", suffixes=(".safetensors", ".pt", ".pth")),
-        Dialect("mlx", UPSTREAM, freqs="attn.freqs", gate=GATE, suffixes=(".safetensors", ".npz")),
-        Dialect("hf", HUGGING_FACE, transposed=frozenset({"lm_head"}), suffixes=("",)),  # a folder
-        Dialect("paper", LISTING, writable=False),
-        Dialect("burn", CANONICAL, writable=False),
+        Dialect("torch", UPSTREAM, freqs="attn.freqs", containers=("safetensors", "pt")),
+        Dialect("mlx", UPSTREAM, freqs="attn.freqs", gate=GATE, containers=("safetensors", "npz")),
+        Dialect("hf", HUGGING_FACE, transposed=frozenset({"lm_head"}), containers=("hf",)),
+        Dialect("paper", LISTING, containers=()),
+        Dialect("burn", CANONICAL, containers=()),
     )
 }
-TARGETS = tuple(name for name, dialect in DIALECTS.items() if dialect.writable)
+TARGETS = tuple(name for name, dialect in DIALECTS.items() if dialect.containers)
 
 
 def from_dialect(dialect: Dialect, tensors: Mapping[str, Tensor]) -> Params:
@@ -77,21 +76,8 @@ def _turned(dialect: Dialect, ours: str, tensor: Tensor) -> Tensor:
     return tensor.transposed() if ours in dialect.transposed else tensor
 
 
-def recognise(tensors: Mapping[str, Tensor], container: str, said: str | None) -> Dialect:
-    """The dialect most of whose names are there; ``said`` is what the file calls itself, if it does.
-
-    What is missing of it is said later, by name.
-    """
+def speaker(layout: Params, container: str, said: str | None) -> Dialect:
+    """The dialect of a layout; where several share it, ``said`` is what the file or the user calls it."""
+    sharing = [dialect for dialect in DIALECTS.values() if dialect.names == layout]
     preferred = said or {"burn": "burn", "npz": "mlx"}.get(container)
-    best = max(DIALECTS.values(), key=lambda dialect: (_fit(dialect, tensors), dialect.name == preferred))
-    if _fit(best, tensors) < 3:
-        some = ", ".join(list(tensors)[:8]) or "nothing"
-        raise CheckpointError(f"the file holds {some}: no dialect of BDH has these names")
-    return best
-
-
-def _fit(dialect: Dialect, tensors: Mapping[str, Tensor]) -> int:
-    """How many of a dialect's names are there; the listing's ``encoder``, which is our decoder, is known by its rank."""
-    if dialect.name == "paper" and "encoder" in tensors and len(tensors["encoder"].shape) != 2:
-        return 0
-    return sum(name in tensors for name in dialect.names)
+    return next((dialect for dialect in sharing if dialect.name == preferred), sharing[0])

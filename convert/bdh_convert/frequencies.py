@@ -7,7 +7,7 @@ import math
 import ml_dtypes
 import numpy as np
 
-from bdh_convert.tensors import Tensor
+from bdh_convert.tensors import FLOATS, Tensor
 from bdh_spec import rope
 from bdh_spec.config import BDHConfig
 from bdh_spec.errors import ParamsError
@@ -20,23 +20,25 @@ def table(config: BDHConfig) -> Tensor:
 
 def deviation(stored: Tensor, config: BDHConfig) -> float:
     """The largest relative difference of a stored table from the normative one; NaN counts as infinite."""
-    demand_width(stored, config)
+    demand_table(stored, config)
     values, wanted = (table.astype(np.float64).reshape(-1) for table in (stored.load(), rope.frequencies(config.n_neurons)))
     worst = float(np.abs(values / wanted - 1).max())
     return float("inf") if np.isnan(worst) else worst
 
 
-def demand_width(stored: Tensor, config: BDHConfig) -> None:
-    """Refuse a table of another number of neurons."""
+def demand_table(stored: Tensor, config: BDHConfig) -> None:
+    """Refuse a table of another number of neurons, or of what are no fractions."""
     if math.prod(stored.shape) != config.n_neurons:
         raise ParamsError(
             f"{stored.name} has shape {stored.shape}, config asks for (1, 1, 1, {config.n_neurons}): check"
             " n_embd, n_head and mlp_internal_dim_multiplier"
         )
+    if stored.dtype not in FLOATS:
+        raise ParamsError(f"{stored.name} has dtype {stored.dtype}: frequencies are floating point numbers")
 
 
 def is_the_table(stored: Tensor, config: BDHConfig) -> bool:
     """Whether a stored table is BDH's, as rounded by the dtype it is stored in."""
-    demand_width(stored, config)
+    demand_table(stored, config)
     kind = ml_dtypes.finfo(stored.dtype)  # type: ignore[no-untyped-call]  # ml_dtypes leaves it untyped
     return rope.is_the_table(stored.load().reshape(-1), float(kind.eps), float(kind.smallest_subnormal))

@@ -2,59 +2,70 @@
 
 from __future__ import annotations
 
+import errno
 import json
-import os
-import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bdh_convert import safetensors_file
+from bdh_convert import pickle_file, safetensors_file, tokenizer
 from bdh_convert.metadata import parse_config
+from bdh_convert.raw import read_small
 from bdh_convert.tensors import Contents, Tensor
 from bdh_spec.config import BDHConfig
 from bdh_spec.errors import CheckpointError
-from bdh_spec.files import check_readable
+from bdh_spec.files import check_readable, held, part_of, shown, sync
 
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+CONFIG = "config.json"
+WEIGHTS, PICKLED = "model.safetensors", "pytorch_model.bin"
+INDICES = {f"{name}.index.json": name for name in (WEIGHTS, PICKLED)}  # where the weights are in shards
+# What describes other weights than those that were just written beside it.
+STALE = ("model*.safetensors", "pytorch_model*.bin", *INDICES, "tokenizer*", "special_tokens_map.json", "added_tokens.json")
+
+
+def looks_like(path: Path) -> bool:
+    """Whether a folder holds weights under the names of transformers and accelerate."""
+    return any((path / name).is_file() for name in (WEIGHTS, PICKLED, *INDICES))
 
 
 def read(path: Path) -> Contents:
     """The tensors of all shards, and the configuration."""
-    shards = [safetensors_file.read(_readable(path / name)) for name in _shards(path)]
-    tensors = {name: tensor for shard in shards for name, tensor in shard.tensors.items()}
+    shards = [_shard(path / name) for name in _shards(path)]
+    tree = {name: tensor for shard in shards for name, tensor in shard.tree.items()}
     config = path / CONFIG
-    about = parse_config(config, config.read_bytes()) if config.exists() else shards[0].config
-    return replace(shards[0], path=path, container="hf", tensors=tensors, config=about)
+    about = parse_config(config, read_small(config)) if config.is_file() else shards[0].config
+    return replace(shards[0], path=path, container="hf", tree=tree, config=about)
 
 
 def _shards(path: Path) -> list[str]:
-    if (path / WEIGHTS).exists():
-        return [WEIGHTS]
-    if not (path / INDEX).exists():
-        raise CheckpointError(f"{path} is a folder without {WEIGHTS}: name a file in it, or a folder that transformers saved")
-    weight_map = parse_config(path / INDEX, (path / INDEX).read_bytes()).get("weight_map")
+    for whole in (WEIGHTS, PICKLED):
+        if (path / whole).is_file():
+            return [whole]
+    index = next(path / name for name in INDICES if (path / name).is_file())
+    weight_map = parse_config(index, read_small(index)).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{path / INDEX} maps no weights to shards: download it again")
+        raise CheckpointError(f"{index} maps no weights to shards: download it again")
     names = sorted(set(map(str, weight_map.values())))
     if outside := [name for name in names if Path(name).name != name]:
-        raise CheckpointError(f"{path / INDEX} points to {outside[0]!r}, outside its folder: download it again")
+        raise CheckpointError(f"{index} points to {shown(repr(outside[0]), 80)}, outside its folder: download it again")
     return names
 
 
-def _readable(path: Path) -> Path:
+def _shard(path: Path) -> Contents:
     check_readable(path)
-    return path
+    return (safetensors_file if safetensors_file.looks_like(path) else pickle_file).read(path)
 
 
-def write(part: Path, tensors: Iterable[Tensor], about: Mapping[str, str], config: BDHConfig) -> None:
+def write(part: Path, tensors: Iterable[Tensor], about: Mapping[str, str]) -> None:
     """Fill a folder that BDHForCausalLM.from_pretrained reads."""
     tensors = list(tensors)
     dtype = {"float64": "float64", "float16": "float16", "bfloat16": "bfloat16"}.get(tensors[0].dtype.name, "float32")
+    config = BDHConfig.from_dict(json.loads(about["config"]))
     (part / CONFIG).write_text(json.dumps(_config_json(config, dtype), indent=2) + "\n")
+    tokenizer.write(part, about.get("tokenizer"))
     # transformers refuses a file whose metadata does not name a framework it knows
     safetensors_file.write(part / WEIGHTS, tensors, {**about, "format": "pt"})
 
@@ -76,24 +87,51 @@ def _config_json(config: BDHConfig, dtype: str) -> dict[str, Any]:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def whole_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
     """A folder beside ``path`` to fill: it takes the name at the end, or vanishes if anything went wrong.
 
-    In a folder that exists already, only the files of the same names are replaced.
+    In a folder that exists already, the files of the same names are replaced and those that describe other weights removed.
     """
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    part = part_of(path)
+    left = "some of its files may be new, so convert again" if path.is_dir() else "nothing was left there"
     try:
         part.mkdir()
-        yield part
-        for file in part.iterdir():
-            with file.open("rb") as written:
-                os.fsync(written.fileno())
-        if path.is_dir():
-            for file in sorted(part.iterdir(), reverse=True):  # the weights before the configuration
-                file.replace(path / file.name)
-        else:
-            part.replace(path)
+        with held(part):
+            yield part
+            for file in part.iterdir():
+                sync(file)
+            sync(part)
+            if path.is_dir() and replace:
+                _move_into(part, path)
+            else:
+                _publish(part, path)
+        with suppress(OSError):  # the folder is there and whole
+            sync(path.parent)
     except OSError as error:
-        raise CheckpointError(f"{path} could not be written ({error.strerror or error}): nothing was left there") from error
+        raise CheckpointError(f"{path} could not be written ({error.strerror or error}): {left}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _publish(part: Path, path: Path) -> None:
+    """Give a folder its name, which fails where another one with anything in it has taken it."""
+    try:
+        part.rename(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        raise CheckpointError(f"{path} has been made by someone else meanwhile: it is kept, choose another name") from None
+
+
+def stale(path: Path) -> list[Path]:
+    """The files of a folder that would describe other weights than those that are written into it."""
+    return sorted({file for pattern in STALE for file in path.glob(pattern)} - {path / WEIGHTS})
+
+
+def _move_into(part: Path, path: Path) -> None:
+    written = sorted(part.iterdir(), reverse=True)  # the weights before the configuration
+    for file in written:
+        file.replace(path / file.name)
+    for old in stale(path):
+        if old.name not in {file.name for file in written}:
+            old.unlink()

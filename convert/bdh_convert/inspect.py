@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,97 +11,59 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from bdh_convert import detect, tokenizer, verify
-from bdh_convert.checkpoint import Checkpoint, check_layout, leftovers, refuse_layers, with_config, with_head
-from bdh_convert.configs import complete, refuse_alibi
-from bdh_convert.dialects import Dialect, from_dialect, recognise
-from bdh_convert.frequencies import deviation, is_the_table
+from bdh_convert import verify
+from bdh_convert.checkpoint import Checkpoint, of
 from bdh_convert.raw import chunks
-from bdh_convert.tensors import Contents, Tensor
-from bdh_spec.config import BDHConfig
+from bdh_convert.steps import NOTHING_SAID, STEPS, Draft, Wishes, begin
+from bdh_convert.tensors import FLOATS, Tensor
+from bdh_convert.watch import Watch, counted, ignore, watched
 from bdh_spec.errors import BDHError
-from bdh_spec.params import Params, count
+from bdh_spec.files import reading, shown
+from bdh_spec.params import count
 
+MOST = 200  # tensors, or keys of a configuration, that a report lists
+DEEPEST = 4  # mappings within mappings
 CLEARLY = 0.5  # nats per byte by which a head must do better lying on its side before anyone is told
 
 
-def report(path: Path) -> dict[str, Any]:
+def report(path: Path, wishes: Wishes = NOTHING_SAID, watch: Watch = ignore) -> dict[str, Any]:
     """Everything --inspect tells, under keys that stay."""
-    contents = with_config(detect.contents(path))
-    suspicious = tokenizer.notes(contents.tokenizer)
-    dialect = _recognised(contents, suspicious)
-    checkpoint = _understood(contents, dialect, suspicious) if dialect else None
-    tensors = [_statistics(tensor) for tensor in contents.tensors.values()]
-    suspicious += _in_values(tensors)
-    loss = _run(checkpoint, suspicious) if checkpoint else None
-    return {
-        "path": str(path),
-        "container": contents.container,
-        "dialect": dialect.name if dialect else None,
-        "config": checkpoint.config.as_dict() if checkpoint else None,
-        "config_as_written": _plain(contents.config),
-        "tokenizer": contents.tokenizer,
-        "parameters": count(checkpoint.config) if checkpoint else None,
-        "bytes": sum(tensor.nbytes for tensor in contents.tensors.values()),
-        "loss": loss,
-        "tensors": tensors,
-        "suspicious": suspicious,
-    }
+    with reading(path):
+        draft = begin(path, wishes)
+        refusals = _collected(draft)
+        listed = list(draft.tensors.values())[:MOST]
+        checkpoint = None if refusals else of(draft)
+        total = sum(tensor.nbytes for tensor in listed) + (verify.traffic(checkpoint) if checkpoint else 0)
+        tensors = [_statistics(counted(tensor, total, watch)) for tensor in listed]
+        suspicious = [*draft.notes, *refusals, *_in_values(tensors)]
+        if len(draft.tensors) > MOST:
+            suspicious.append(f"{len(draft.tensors) - MOST:,} more tensors are not listed")
+        loss = _run(watched(checkpoint, total, watch), suspicious) if checkpoint else None
+        return {
+            "path": str(path),
+            "container": draft.contents.container,
+            "dialect": draft.dialect.name if draft.dialect else None,
+            "config": draft.config.as_dict() if draft.config else None,
+            "config_as_written": _plain(draft.contents.config),
+            "tokenizer": draft.contents.tokenizer,
+            "parameters": count(draft.config) if draft.config else None,
+            "bytes": sum(tensor.nbytes for tensor in draft.tensors.values()),
+            "loss": loss,
+            "tensors": tensors,
+            "suspicious": [shown(line) for line in suspicious],
+        }
 
 
-def _recognised(contents: Contents, suspicious: list[str]) -> Dialect | None:
-    with _Noted(suspicious):
-        return recognise(contents.tensors, contents.container, contents.dialect)
-    return None
-
-
-def _understood(contents: Contents, dialect: Dialect, suspicious: list[str]) -> Checkpoint | None:
-    """The checkpoint if it is one; each thing in the way is noted, and not only the first."""
-    weights, config = None, None
-    if dialect.name == "burn":
-        with _Noted(suspicious):
-            refuse_alibi(contents.config)
-    with _Noted(suspicious):
-        contents, notes = with_head(contents, dialect)
-        suspicious += notes
-    with _Noted(suspicious):
-        suspicious += leftovers(contents, dialect)[1]
-    with _Noted(suspicious):
-        weights = from_dialect(dialect, contents.tensors)
-        refuse_layers(weights)
-    if weights is None:
-        return None
-    with _Noted(suspicious):
-        config, notes = complete(contents.config, Params(*(weight.shape for weight in weights)))
-        suspicious += notes
-        check_layout(weights, config)
-        suspicious += _in_frequencies(contents, config)
-        return Checkpoint(contents.path, dialect.name, weights, config)
-    return None
-
-
-class _Noted:
-    """What would refuse a conversion is a line in a report."""
-
-    def __init__(self, suspicious: list[str]) -> None:
-        self._suspicious = suspicious
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        if isinstance(error, BDHError):
-            self._suspicious.append(str(error))
-        return isinstance(error, BDHError)
-
-
-def _in_frequencies(contents: Contents, config: BDHConfig) -> list[str]:
-    tables = [tensor for name, tensor in contents.tensors.items() if detect.FREQS.fullmatch(name)]
-    return [
-        f"{stored.name} differs from BDH's frequency table by up to {deviation(stored, config):.3g} of a value"
-        for stored in tables
-        if not is_the_table(stored, config)
-    ]
+def _collected(draft: Draft) -> list[str]:
+    """What every step that can be taken says against the file, and not only the first."""
+    refusals = []
+    for step in STEPS:
+        try:
+            if step.is_ready(draft):
+                step.take(draft)
+        except BDHError as error:
+            refusals.append(str(error))
+    return refusals
 
 
 def _in_values(tensors: list[dict[str, Any]]) -> list[str]:
@@ -133,6 +96,8 @@ def _run(checkpoint: Checkpoint, suspicious: list[str]) -> float | None:
 
 def _statistics(tensor: Tensor) -> dict[str, Any]:
     values = tensor.load()
+    if tensor.dtype not in FLOATS and tensor.dtype.kind not in "iub":
+        values = np.empty(0)
     low, high, total, squares, finite = math.inf, -math.inf, 0.0, 0.0, 0
     for part in chunks(values):
         part = part.astype(np.float64)
@@ -143,7 +108,7 @@ def _statistics(tensor: Tensor) -> dict[str, Any]:
     mean = total / finite if finite else None
     std = math.sqrt(max(squares / finite - mean**2, 0.0)) if finite and low < high and mean is not None else 0.0
     return {
-        "name": tensor.name,
+        "name": shown(tensor.name, 80),
         "shape": list(tensor.shape),
         "dtype": tensor.dtype.name,
         "bytes": tensor.nbytes,
@@ -155,17 +120,20 @@ def _statistics(tensor: Tensor) -> dict[str, Any]:
     }
 
 
-def _plain(config: Any) -> Any:
-    """A configuration with everything that JSON has no word for spelt out."""
-    if isinstance(config, dict):
-        return {str(key): _plain(value) for key, value in config.items()}
-    return config if config is None or isinstance(config, (str, int, float, bool)) else str(config)
+def _plain(config: Any, depth: int = 0) -> Any:
+    """A configuration with everything that JSON has no word for spelt out, and cut where it is long or deep."""
+    if isinstance(config, dict) and depth < DEEPEST:
+        few = list(config.items())[:MOST]
+        return {shown(key, 80): _plain(value, depth + 1) for key, value in few}
+    if config is None or isinstance(config, bool) or (isinstance(config, (int, float)) and abs(config) < 2**63):
+        return config
+    return shown(config if isinstance(config, str) else reprlib.repr(config), 200)
 
 
 def as_table(found: dict[str, Any]) -> list[Table | str]:
     """The report for people."""
     config = found["config"] or {}
-    head = f"{found['path']}: {found['dialect'] or 'no known dialect'} in {found['container']}, {found['bytes']:,} bytes"
+    head = f"{shown(found['path'])}: {found['dialect'] or 'no known dialect'} in {found['container']}, {found['bytes']:,} bytes"
     sizes = ", ".join(f"{key} {value}" for key, value in config.items()) or "no complete configuration"
     lines: list[Table | str] = [head, f"{sizes}; {found['parameters']:,} parameters" if found["parameters"] else sizes]
     table = Table("tensor", "shape", "dtype", "bytes", "min", "max", "mean", "std")

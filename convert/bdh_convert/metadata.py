@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bdh_convert.raw import SMALL
 from bdh_spec import checkpoint
 from bdh_spec.config import BDHConfig
 from bdh_spec.errors import CheckpointError
@@ -17,8 +18,9 @@ def about(config: BDHConfig, dialect: str, tokenizer: str | None) -> dict[str, s
     return checkpoint.metadata(config) | {"dialect": dialect} | ({"tokenizer": tokenizer} if tokenizer else {})
 
 
-def said_of_itself(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+def said_of_itself(path: Path, found: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration, dialect and tokenizer among a file's metadata, as fields of Contents."""
+    metadata = {key: value for key, value in found.items() if isinstance(value, str)}
     if metadata.get("format") == checkpoint.STATE_FORMAT:
         raise CheckpointError(f"{path} is a saved recurrent state and holds no weights: name the checkpoint it came from")
     theirs = metadata.get("spec_version", checkpoint.SPEC_VERSION)
@@ -28,6 +30,8 @@ def said_of_itself(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
         )
     dialect = metadata.get("dialect", "mlx" if metadata.get("format") == "mlx" else None)
     ours = "spec_version" in metadata
+    if ours and "config" not in metadata:
+        raise CheckpointError(f"{path} follows specification {theirs} and holds no configuration: convert it again")
     return {
         "config": parse_config(path, metadata["config"]) if ours else None,
         "dialect": dialect,
@@ -37,9 +41,11 @@ def said_of_itself(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
 
 def parse_config(path: Path, text: str | bytes) -> dict[str, Any]:
     """A configuration written as a JSON object."""
+    if len(text) > SMALL:
+        raise CheckpointError(f"the configuration in {path} has {len(text):,} characters: mend or remove it")
     try:
         config = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"the configuration in {path} is no JSON ({error}): mend or remove it") from None
     if not isinstance(config, dict):
         raise CheckpointError(f"the configuration in {path} is no JSON object: mend or remove it")

@@ -13,9 +13,10 @@ from typing import IO, Any
 import numpy as np
 
 from bdh_convert.metadata import parse_config, said_of_itself
-from bdh_convert.raw import open_zip, raw_bytes, read_entry
-from bdh_convert.tensors import BF16, Contents, Tensor
+from bdh_convert.raw import Archive, is_zip, raw_bytes
+from bdh_convert.tensors import BF16, Contents, Tensor, Unreadable
 from bdh_spec.errors import CheckpointError
+from bdh_spec.files import shown
 from bdh_spec.params import Array
 
 VOID = np.dtype("V2")  # what NumPy makes of MLX's bfloat16
@@ -24,29 +25,41 @@ DOTTED = {"embed_weight": "embed.weight", "attn_freqs": "attn.freqs"}  # BDH-MLX
 
 def looks_like(path: Path) -> bool:
     """Whether a zip archive holds arrays of NumPy."""
-    with open_zip(path) as archive:
+    if not is_zip(path):
+        return False
+    with Archive(path).open() as archive:
         return any(name.endswith(".npy") for name in archive.namelist())
 
 
 def read(path: Path) -> Contents:
     """The arrays of an archive, under names with dots."""
-    with open_zip(path) as archive:
+    with Archive(path).open() as archive:
         entries = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
-        tensors = {DOTTED.get(name, name): _tensor(path, archive, name) for name in entries}
+        tree = {DOTTED.get(name, name): _entry(path, archive, name) for name in entries}
         said = parse_config(path, archive.comment) if archive.comment.startswith(b"{") else {}
     about = {"dialect": "mlx"} | {key: value for key, value in said_of_itself(path, said).items() if value}
-    return Contents(path, "npz", tensors, **about)
+    return Contents(path, "npz", tree, **about)
 
 
-def _tensor(path: Path, archive: zipfile.ZipFile, name: str) -> Tensor:
+def _entry(path: Path, archive: zipfile.ZipFile, name: str) -> Tensor | Unreadable:
     with archive.open(name + ".npy") as file:
-        shape, fortran, dtype = _header(path, name, file)
+        shape, fortran, stored = _header(path, name, file)
+    if stored.hasobject:
+        return Pickled()
+    dtype = stored.newbyteorder("<")
 
     def fetch() -> Array:
-        flat = read_entry(path, name + ".npy", dtype, math.prod(shape), skip=lambda file: _header(path, name, file))
-        return flat.reshape(shape, order="F" if fortran else "C")
+        skip = lambda file: _header(path, name, file)  # noqa: E731
+        flat = Archive(path).numbers(name + ".npy", stored, math.prod(shape), skip)
+        return flat.astype(dtype, copy=False).reshape(shape, order="F" if fortran else "C")
 
     return Tensor(DOTTED.get(name, name), shape, dtype, fetch)
+
+
+class Pickled(Unreadable):
+    """An array of objects, which nobody unpickles."""
+
+    qualified = "array of objects"
 
 
 def _header(path: Path, name: str, file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -55,9 +68,7 @@ def _header(path: Path, name: str, file: IO[bytes]) -> tuple[tuple[int, ...], bo
         reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = reader(file)
     except ValueError as error:
-        raise CheckpointError(f"{path} holds no array as {name} ({error}): save it again") from None
-    if dtype.hasobject:
-        raise CheckpointError(f"{path} holds {name} as pickled objects: weights are arrays of numbers")
+        raise CheckpointError(f"{path} holds no array as {shown(name, 80)} ({error}): save it again") from None
     return shape, fortran, BF16 if dtype == VOID else dtype
 
 

@@ -10,6 +10,7 @@ import io
 import json
 import math
 import pickle
+import pickletools
 import struct
 import zipfile
 from collections import OrderedDict
@@ -21,9 +22,10 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from bdh_convert.metadata import parse_config, said_of_itself
-from bdh_convert.raw import open_zip, raw_bytes, read_entry
-from bdh_convert.tensors import BF16, F16, F32, F64, Contents, Tensor
+from bdh_convert.raw import SMALL, Archive, is_zip, raw_bytes
+from bdh_convert.tensors import BF16, F16, F32, F64, Contents, Tensor, Unreadable
 from bdh_spec.errors import CheckpointError
+from bdh_spec.files import shown
 from bdh_spec.params import Array
 
 STORAGES = {
@@ -33,70 +35,59 @@ STORAGES = {
     "BFloat16Storage": BF16,
     "LongStorage": np.dtype("<i8"),
     "IntStorage": np.dtype("<i4"),
+    "ShortStorage": np.dtype("<i2"),
+    "CharStorage": np.dtype("i1"),
+    "ByteStorage": np.dtype("u1"),
     "BoolStorage": np.dtype("?"),
 }
-WRAPPERS = ("model_state_dict", "state_dict", "model", "bdh_state_dict")
-CONFIGS = ("config", "model_config", "bdh_config", "hyper_parameters")
 ABOUT = "bdh.json"  # an entry of ours in the archive: torch reads past what it does not know
 Order: TypeAlias = Literal["<", ">"]
 ALIGNMENT = 64  # what torch gives its storages, so that they can be mapped
+LONGEST = 16 << 20  # bytes of a pickle
+MOST_STEPS = 1 << 19  # of a pickle: each can make an object
+MOST_NAMES = 1000  # of classes and functions in a pickle
 
 
 def looks_like(path: Path) -> bool:
     """Whether a zip archive is torch's: it holds a data.pkl."""
-    with open_zip(path) as archive:
-        return any(name.split("/")[-1] == "data.pkl" for name in archive.namelist())
+    if not is_zip(path):
+        return False
+    with Archive(path).open() as archive:
+        return _root(archive) is not None
 
 
 def read(path: Path) -> Contents:
-    """The state dict of a file, wherever it is wrapped, and the configuration beside it."""
-    with open_zip(path) as archive:
-        root = next(name for name in archive.namelist() if name.split("/")[-1] == "data.pkl").removesuffix("data.pkl")
-        names = set(archive.namelist())
-        big = root + "byteorder" in names and archive.read(root + "byteorder") == b"big"
-        content = _unpickle(path, archive.read(root + "data.pkl"), root, ">" if big else "<")
-        said = parse_config(path, archive.read(root + ABOUT)) if root + ABOUT in names else {}
-    state, wrapping = _state_dict(path, content)
-    tensors = {str(name): value.named(str(name)) for name, value in state.items() if isinstance(value, Tensor)}
-    ignored = [str(name) for part in (wrapping, state) for name, value in part.items() if not isinstance(value, Tensor)]
-    about = said_of_itself(path, said)
-    config = about.pop("config") or _config(wrapping) or _config(state)
-    known = {*WRAPPERS, *CONFIGS}
-    return Contents(path, "pt", tensors, config, ignored=tuple(name for name in ignored if name not in known), **about)
-
-
-def _state_dict(path: Path, content: Any) -> tuple[Mapping[Any, Any], Mapping[Any, Any]]:
-    """The mapping that holds tensors, and the one that wraps it (empty if nothing does)."""
+    """Whatever a file of torch's holds, and what it says of itself."""
+    content, said = load(Archive(path))
     if isinstance(content, Foreign):
-        raise CheckpointError(f"{path} is a pickled {content.qualified} object: save its state_dict() instead")
+        raise CheckpointError(f"{path} is a pickled {shown(content.qualified, 80)} object: save its state_dict() instead")
     if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}: a checkpoint is a state dict, or a dict around one")
-    if any(isinstance(value, Tensor) for value in content.values()):
-        return content, {}
-    for name in WRAPPERS:
-        inner = content.get(name)
-        if isinstance(inner, Foreign):
-            raise CheckpointError(f"{path} holds a pickled {inner.qualified} object as {name!r}: save its state_dict() instead")
-        if isinstance(inner, Mapping) and any(isinstance(value, Tensor) for value in inner.values()):
-            return inner, content
-    keys = ", ".join(map(str, content)) or "nothing"
-    raise CheckpointError(f"{path} holds {keys}: looked for tensors there and under {', '.join(WRAPPERS)}")
+        kind = type(content).__name__
+        raise CheckpointError(f"{path} holds a {kind}: a checkpoint is a state dict, or a dict around one")
+    return Contents(path, "pt", content, **said_of_itself(path, parse_config(path, said) if said else {}))
 
 
-def _config(wrapping: Mapping[Any, Any]) -> dict[str, Any] | None:
-    for name in CONFIGS:
-        found = wrapping.get(name)
-        values = found.attributes() if isinstance(found, Foreign) else found
-        if isinstance(values, Mapping):
-            return {str(key): value for key, value in values.items()}
-    return None
+def load(file: Archive) -> tuple[Any, bytes]:
+    """What a file of torch's holds, its tensors still in the file, and what we wrote of it if it is ours."""
+    with file.open() as archive:
+        root = _root(archive) or ""
+        names = set(archive.namelist())
+        big = root + "byteorder" in names and file.small(archive, root + "byteorder", 100) == b"big"
+        program = file.small(archive, root + "data.pkl", LONGEST)
+        said = file.small(archive, root + ABOUT, SMALL) if root + ABOUT in names else b""
+    return unpickled(file, program, root, ">" if big else "<"), said
 
 
-class Foreign:
+def _root(archive: zipfile.ZipFile) -> str | None:
+    found = (name.removesuffix("data.pkl") for name in archive.namelist() if name.split("/")[-1] == "data.pkl")
+    return next(found, None)
+
+
+class Foreign(Unreadable):
     """An object of a class that nobody imports: whatever is done to it is remembered and has no effect."""
 
-    qualified = ""
     state: Any = None
+    items: dict[Any, Any] | None = None
 
     def __init__(self, *arguments: Any) -> None:
         pass
@@ -105,7 +96,8 @@ class Foreign:
         self.state = state
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        pass
+        self.items = self.items or {}
+        self.items[key] = value
 
     def append(self, value: Any) -> None:
         pass
@@ -114,20 +106,18 @@ class Foreign:
         pass
 
     def attributes(self) -> dict[str, Any]:
-        """What the object's own fields were."""
+        """What the object's own fields were, and its items if it was a mapping."""
         parts = self.state if isinstance(self.state, tuple) else (self.state,)  # (fields, slots) of a class with slots
+        parts = (*parts, self.items)
         return {str(key): value for part in parts if isinstance(part, Mapping) for key, value in part.items()}
-
-
-def _foreign(module: str, name: str) -> type[Foreign]:
-    return type("Foreign", (Foreign,), {"qualified": f"{module}.{name}"})
 
 
 @dataclass(frozen=True)
 class Storage:
-    """One raw entry of the archive."""
+    """One raw entry of the archive; a dtype of None is one that no weight has."""
 
-    dtype: np.dtype[Any]
+    dtype: np.dtype[Any] | None
+    kind: str
     count: int
     fetch: Callable[[], Array]
 
@@ -135,43 +125,52 @@ class Storage:
 class _Unpickler(pickle.Unpickler):
     """Builds nothing but plain values, tensors that are still in the file, and inert objects."""
 
-    def __init__(self, path: Path, data: bytes, root: str, order: Order) -> None:
-        super().__init__(io.BytesIO(data))
-        self._path, self._root, self._order = path, root, order
+    def __init__(self, file: Archive, program: bytes, root: str, order: Order) -> None:
+        super().__init__(io.BytesIO(program))
+        self._file, self._root, self._order = file, root, order
+        self._classes: dict[str, type[Foreign]] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        known: dict[tuple[str, str], Any] = {
-            ("collections", "OrderedDict"): OrderedDict,
-            ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-            ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-        }
-        if module in ("torch", "torch.cuda") and name in STORAGES:
-            return STORAGES[name]
-        return known.get((module, name)) or _foreign(module, name)
+        known = KNOWN.get((module.replace("torch.cuda", "torch"), name))
+        return known if known is not None else self._foreign(f"{module}.{name}")
+
+    def _foreign(self, qualified: str) -> type[Foreign]:
+        if len(self._classes) > MOST_NAMES:
+            raise CheckpointError(f"{self._file.path} names more than {MOST_NAMES:,} classes: save the state dict alone")
+        if qualified not in self._classes:
+            self._classes[qualified] = type("Foreign", (Foreign,), {"qualified": qualified})
+        return self._classes[qualified]
 
     def persistent_load(self, pid: Any) -> Storage:
-        _, dtype, key, _, count = pid
-        if not isinstance(dtype, np.dtype):
-            raise CheckpointError(
-                f"{self._path} stores numbers as {dtype.qualified}: weights are floats, so dequantise it first"
-            )
-        stored, path, entry = dtype.newbyteorder(self._order), self._path, f"{self._root}data/{key}"
-        return Storage(dtype, count, lambda: read_entry(path, entry, stored, count).astype(dtype, copy=False))
+        _, kind, key, _, count = pid
+        if isinstance(kind, type):
+            return Storage(None, getattr(kind, "qualified", "?"), count, np.empty(0).copy)
+        stored, file, entry = kind.newbyteorder(self._order), self._file, f"{self._root}data/{key}"
+        return Storage(kind, kind.name, count, lambda: file.numbers(entry, stored, count).astype(kind, copy=False))
 
 
 def _rebuild_parameter(data: Any, *_: Any) -> Any:
     return data
 
 
-def _rebuild_tensor(storage: Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
+def _rebuild_typed(rebuild: Any, kind: Any, arguments: tuple[Any, ...], *_: Any) -> Any:
+    """A tensor with attributes of its own, or an object of a class derived from it, such as a piece of a tensor."""
+    return rebuild(*arguments) if rebuild in (_rebuild_tensor, _rebuild_parameter) else kind()
+
+
+def _rebuild_tensor(
+    storage: Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: Any
+) -> Tensor | Unreadable:
     """A view of a storage, which must not reach beyond it."""
-    numbers = (offset, *shape, *stride)
-    if len(shape) != len(stride) or any(type(number) is not int or number < 0 for number in numbers):
-        raise ValueError(f"a tensor of shape {shape} and stride {stride}")
+    if storage.dtype is None:
+        return Quantised(storage.kind)
+    numbers = (offset, storage.count, *shape, *stride)
+    if len(shape) != len(stride) or any(type(number) is not int or not 0 <= number < 2**62 for number in numbers):
+        raise CheckpointError(f"a tensor of shape {shown(shape, 80)} and stride {shown(stride, 80)}")
     count: int = math.prod(shape)
     last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
     if count > storage.count or (count and last >= storage.count):
-        raise ValueError(f"a tensor of shape {shape} reaches beyond its storage of {storage.count}")
+        raise CheckpointError(f"a tensor of shape {shown(shape, 80)} reaches beyond its storage of {storage.count}")
     steps = tuple(step * storage.dtype.itemsize for step in stride)
 
     def view() -> Array:
@@ -180,13 +179,46 @@ def _rebuild_tensor(storage: Storage, offset: int, shape: tuple[int, ...], strid
     return Tensor("", tuple(shape), storage.dtype, view)
 
 
-def _unpickle(path: Path, data: bytes, root: str, order: Order) -> Any:
+class Quantised(Unreadable):
+    """A tensor of numbers that no weight is made of."""
+
+    def __init__(self, kind: str) -> None:
+        self.qualified = kind
+
+
+# What a pickle may name; a dtype stands for the storage of its numbers. All else is inert.
+KNOWN: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch", "Size"): tuple,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
+    ("torch._tensor", "_rebuild_from_type_v2"): _rebuild_typed,
+    **{("torch", name): dtype for name, dtype in STORAGES.items()},
+}
+
+
+def unpickled(file: Archive, program: bytes, root: str, order: Order = "<") -> Any:
+    """What a pickle describes, without running anything that it names."""
     try:
-        return _Unpickler(path, data, root, order).load()
-    except CheckpointError:
-        raise
+        _check_program(program)
+        return _Unpickler(file, program, root, order).load()
     except Exception as error:  # noqa: BLE001  a hostile or damaged pickle can raise anything at all
-        raise CheckpointError(f"{path} holds a pickle that describes no tensors ({error}): save the state dict again") from None
+        told = shown(error, 200)
+        raise CheckpointError(
+            f"{file.path} holds a pickle that describes no tensors ({told}): save the state dict again"
+        ) from None
+
+
+def _check_program(program: bytes) -> None:
+    """Refuse a pickle that would need much memory: more objects than a checkpoint has, or a number for one that is far off."""
+    if len(program) > LONGEST:
+        raise CheckpointError(f"it has {len(program):,} bytes")
+    for steps, (operation, argument, _) in enumerate(pickletools.genops(program)):
+        if steps > MOST_STEPS:
+            raise CheckpointError(f"it has more than {MOST_STEPS:,} steps")
+        if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= int(argument or 0) <= len(program):
+            raise CheckpointError(f"it numbers an object {shown(argument, 40)}")
 
 
 def write(part: Path, tensors: Iterable[Tensor], about: Mapping[str, str]) -> None:

@@ -36,7 +36,7 @@ def parse(words: tuple[str, ...], source: str | None, target: str | None, stray:
         source, target = _once("--from", source, named_source), _once("--to", target, named_target)
     if target is None:
         raise click.UsageError(f"name the dialect to convert to: {', '.join(TARGETS)}")
-    return Route(_known(source) if source else None, _writable(target), Path(words[-1]))
+    return Route(known(source), _writable(target), Path(words[-1]))
 
 
 def _arrow(word: str, stray: Path | None) -> tuple[str | None, str | None]:
@@ -57,14 +57,15 @@ def _once(option: str, given: str | None, named: str | None) -> str | None:
     return given or named
 
 
-def _known(name: str) -> str:
-    if name not in DIALECTS:
+def known(name: str | None) -> str | None:
+    """A dialect that there is, or None where none is named."""
+    if name is not None and name not in DIALECTS:
         raise click.UsageError(f"no dialect is named {name!r}: there are {', '.join(DIALECTS)}")
     return name
 
 
 def _writable(name: str) -> str:
-    if _known(name) not in TARGETS:
+    if known(name) not in TARGETS:
         raise click.UsageError(f"{name} is read and not written: convert to {', '.join(TARGETS)}")
     return name
 

@@ -13,15 +13,25 @@ import safetensors
 
 from bdh_convert.metadata import said_of_itself
 from bdh_convert.raw import fetch_raw, raw_bytes
-from bdh_convert.tensors import BF16, F16, F32, F64, Contents, Tensor
+from bdh_convert.tensors import BF16, F16, F32, F64, Contents, Tensor, Unreadable
 from bdh_spec.errors import CheckpointError
 
-DTYPES = {"F64": F64, "F32": F32, "F16": F16, "BF16": BF16, "I64": np.dtype("<i8"), "I32": np.dtype("<i4")}
+DTYPES = {
+    "F64": F64,
+    "F32": F32,
+    "F16": F16,
+    "BF16": BF16,
+    "BOOL": np.dtype("?"),
+    **{f"{kind}{bits}": np.dtype(f"<{kind.lower()}{bits // 8}") for kind in "IU" for bits in (8, 16, 32, 64)},
+}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+LONGEST_HEADER = 4 << 20  # bytes, enough for tens of thousands of tensors
 
 
 def looks_like(path: Path) -> bool:
     """Whether the file starts as safetensors does: a plausible length, then an opening brace."""
+    if not path.is_file():
+        return False
     with path.open("rb") as file:
         start = file.read(9)
     return len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") < 100_000_000
@@ -29,27 +39,35 @@ def looks_like(path: Path) -> bool:
 
 def read(path: Path) -> Contents:
     """The tensors of a file, and what its metadata says."""
+    with path.open("rb") as raw:
+        length = int.from_bytes(raw.read(8), "little")
+        if length > LONGEST_HEADER:
+            raise CheckpointError(f"{path} describes its tensors in {length:,} bytes: a checkpoint of BDH holds a handful")
+        text = raw.read(length)
     try:
         with safetensors.safe_open(path, framework="numpy") as file:  # for its checks: offsets, lengths, overlaps
             about = file.metadata() or {}
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{path} is no whole safetensors file ({error}): copy or convert it again") from None
-    with path.open("rb") as raw:
-        length = int.from_bytes(raw.read(8), "little")
-        header: dict[str, Any] = json.loads(raw.read(length))
+    header: dict[str, Any] = json.loads(text)
     header.pop("__metadata__", None)
-    tensors = {name: _tensor(path, name, entry, 8 + length) for name, entry in header.items()}
-    return Contents(path, "safetensors", tensors, **said_of_itself(path, about))
+    tree = {name: _tensor(path, name, entry, 8 + length) for name, entry in header.items()}
+    return Contents(path, "safetensors", tree, **said_of_itself(path, about))
 
 
-def _tensor(path: Path, name: str, entry: Mapping[str, Any], start: int) -> Tensor:
+def _tensor(path: Path, name: str, entry: Mapping[str, Any], start: int) -> Tensor | Unreadable:
     if entry["dtype"] not in DTYPES:
-        raise CheckpointError(
-            f"{path} holds {name} as {entry['dtype']}: weights are F64, F32, F16 or BF16, so dequantise it first"
-        )
+        return Quantised(entry["dtype"])
     shape, dtype = tuple(entry["shape"]), DTYPES[entry["dtype"]]
     offset = start + entry["data_offsets"][0]
     return Tensor(name, shape, dtype, lambda: fetch_raw(path, offset, dtype, math.prod(shape)).reshape(shape))
+
+
+class Quantised(Unreadable):
+    """Numbers of a type that is no float of NumPy's."""
+
+    def __init__(self, dtype: str) -> None:
+        self.qualified = f"{dtype} tensor"
 
 
 def write(part: Path, tensors: Iterable[Tensor], about: Mapping[str, str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,19 @@ import numpy as np
 
 from bdh_convert.raw import chunks
 from bdh_spec.errors import CheckpointError
+from bdh_spec.files import shown
 from bdh_spec.params import Array
 
 F64, F32, F16 = (np.dtype(name) for name in ("<f8", "<f4", "<f2"))
 BF16 = np.dtype(ml_dtypes.bfloat16)
+FLOATS = (F64, F32, F16, BF16)
+MOST_AXES = 8
+
+
+class Unreadable:
+    """What a file holds under a name, and what is neither numbers nor a plain value."""
+
+    qualified = "object"  # what to call it in an error
 
 
 @dataclass(frozen=True)
@@ -27,6 +36,10 @@ class Tensor:
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     fetch: Callable[[], Array]
+
+    def __post_init__(self) -> None:
+        if len(self.shape) > MOST_AXES or any(type(size) is not int or not 0 <= size < 2**63 for size in self.shape):
+            raise CheckpointError(f"{shown(self.name, 80)} has shape {shown(self.shape, 80)}: that is no array of weights")
 
     @classmethod
     def of(cls, name: str, array: Array) -> Tensor:
@@ -75,9 +88,8 @@ class Contents:
     """What a container holds, before anyone asks whose dialect it is."""
 
     path: Path
-    container: str  # safetensors, pt, npz, hf or burn
-    tensors: dict[str, Tensor]
-    config: dict[str, Any] | None = None  # as written by whoever wrote it
+    container: str  # the name of its row in containers.py
+    tree: Mapping[Any, Any]  # names to tensors; in a pickle to whatever else it holds, and to further mappings
+    config: dict[str, Any] | None = None  # as the file's own metadata, or a config.json of its folder, has it
     dialect: str | None = None  # when the file says so itself
     tokenizer: str | None = None  # if its tokens are no bytes: the class that transformers reads them with
-    ignored: tuple[str, ...] = ()  # entries that are no weights: optimizer, step, loss

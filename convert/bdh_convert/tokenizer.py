@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bdh_convert.metadata import parse_config
+from bdh_convert.raw import read_small
 from bdh_convert.tensors import Contents
 
 FILE, KEY = "tokenizer_config.json", "tokenizer_class"  # where transformers says it, if not in config.json
@@ -20,7 +21,7 @@ NOTE = (
 def with_tokenizer(contents: Contents, folder: Path) -> Contents:
     """A checkpoint of ByT5's tokens says so in what transformers saved beside the weights, if not in its own metadata."""
     beside = folder / FILE
-    said = parse_config(beside, beside.read_bytes()).get(KEY) if beside.is_file() else (contents.config or {}).get(KEY)
+    said = parse_config(beside, read_small(beside)).get(KEY) if beside.is_file() else (contents.config or {}).get(KEY)
     return replace(contents, tokenizer=BYT5) if said == BYT5 else contents
 
 

@@ -15,6 +15,7 @@ from bdh_spec.params import Array, Params
 from bdh_spec.rope import rotation
 
 SENTENCE = b"The dragon hatches."
+MOST_LAYERS = 100  # that are run: layers share weights, so a small file may claim any number of them
 
 
 class DisagreementError(BDHError):
@@ -45,8 +46,16 @@ def _digest(tensor: Tensor) -> bytes:
     return hashlib.sha256(raw_bytes(tensor.load())).digest()
 
 
+def traffic(checkpoint: Checkpoint) -> int:
+    """How many bytes of weights are read for one loss."""
+    weights = checkpoint.weights
+    layer = sum(weight.nbytes for weight in (weights.encoder, weights.encoder_v, weights.decoder))
+    layers = min(checkpoint.config.n_layer, MOST_LAYERS)
+    return int(weights.embed.nbytes + layers * layer + weights.lm_head.nbytes)
+
+
 def loss(checkpoint: Checkpoint) -> float:
-    """The specification's loss on one sentence, in nats per byte."""
+    """The specification's loss on one sentence, in nats per byte, of a model of at most ``MOST_LAYERS`` layers."""
     config = checkpoint.config
     dtype = F64 if any(weight.dtype == F64 for weight in checkpoint.weights) else F32
     weights = Params(*(Operand(weight.cast(dtype)) for weight in checkpoint.weights))
@@ -55,7 +64,7 @@ def loss(checkpoint: Checkpoint) -> float:
     cos, sin = rotation(0, tokens.shape[1], config.n_neurons, dtype, "exact")
     with np.errstate(all="ignore"):  # weights that are not finite were let through on purpose
         x = model.embed(tokens, weights)
-        for _ in range(config.n_layer):
+        for _ in range(min(config.n_layer, MOST_LAYERS)):
             x = model.layer(x, weights, cos, sin).x  # one layer at a time, of which nothing else is kept
         return model.loss(model.readout(x, weights), targets)
 

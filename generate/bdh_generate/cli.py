@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import sys
 import time
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +20,14 @@ from rich.table import Table
 import bdh_spec
 from bdh_spec import BDHConfig, BDHError, CheckpointError, ForeignTokensWarning, Model, Params, State, StateError, TokensError
 from bdh_spec import checkpoint as files
+from bdh_spec.dtypes import dtype_name
+from bdh_spec.files import shown
 from bdh_spec.params import Array, count, fingerprint
 from bdh_spec.protocol import as_tokens
 from bdh_spec.sampling import check_sampling
 
-MISUSE, INTERRUPTED = 2, 130
+MISUSE, INTERRUPTED, TERMINATED = 2, 130, 143
+SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".npz", ".bin")  # of checkpoints
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -42,6 +47,7 @@ MISUSE, INTERRUPTED = 2, 130
 @click.option("--force", is_flag=True, help="Let --save-state replace a file.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing on stderr but errors.")
 @click.option("--backends", is_flag=True, help="Show which ports this machine has, and stop.")
+@click.version_option(package_name="bdh-spec", message="%(prog)s %(version)s", prog_name="bdh-generate")
 def command(
     prompt: str | None,
     checkpoint: Path | None,
@@ -63,19 +69,22 @@ def command(
     """Write PROMPT and its continuation to stdout, byte by byte as they come.
 
     PROMPT is any text, or - to read bytes from stdin. CHECKPOINT is a file or folder of any dialect; without one the small
-    embedded model speaks. With --load-state and no PROMPT only the continuation is written, so that the outputs of two runs
-    joined are the text of one longer run.
+    embedded model speaks. A file alone is no PROMPT. With --load-state and no PROMPT only the continuation is written, so that
+    the outputs of two runs joined are the text of one longer run.
     """
     if backends:
         show_backends()
         return
     if checkpoint and named:
         raise click.UsageError(f"two checkpoints, {checkpoint} and {named}: name one")
+    if force and not save_state:
+        raise click.UsageError("--force lets --save-state replace a file, and nothing is saved: leave it out")
+    prompt, checkpoint = sort_out(prompt, checkpoint or named, load_state)
     seed = secrets.randbelow(2**32) if seed is None else seed
     check_sampling(max_new_tokens, temperature, top_k, seed)
     refuse_to_replace(save_state, load_state, force)
-    params, config = read_model_of_bytes(checkpoint or named, n_layer)
-    model = bdh_spec.choose(backend).load(params, config, device=device, dtype=dtype)
+    params, config = read_model_of_bytes(checkpoint, n_layer)
+    model = bdh_spec.choose(backend).load(params, config, device=device, dtype=dtype and dtype_name(dtype))
     text = Text.begin(model, prompt_bytes(prompt), load_state, params)
     say = Console(stderr=True, quiet=quiet, highlight=False)
     say.print(f"{model.backend} on {model.device}, {model.dtype}, {count(config):,} parameters, seed {seed}", style="dim")
@@ -130,6 +139,22 @@ def write(text: Text, max_new_tokens: int, temperature: float, top_k: int | None
     return time.perf_counter() - start
 
 
+def sort_out(prompt: str | None, checkpoint: Path | None, load: Path | None) -> tuple[str | None, Path | None]:
+    """The prompt and the checkpoint, where the only word that is given is a file and no text."""
+    if prompt is None or checkpoint is not None or not is_a_checkpoints_name(prompt):
+        return prompt, checkpoint
+    if load is None:
+        raise click.UsageError(f"{prompt} is taken for a checkpoint, so no prompt is left: bdh-generate PROMPT {prompt}")
+    return None, Path(prompt)
+
+
+def is_a_checkpoints_name(word: str) -> bool:
+    """Whether a word ends as checkpoints do, or is a file that is there, or a folder of transformers."""
+    with suppress(OSError):  # of a prompt that is longer than names can be
+        return word.lower().endswith(SUFFIXES) or Path(word).is_file() or (Path(word) / "config.json").is_file()
+    return False
+
+
 def prompt_bytes(prompt: str | None) -> bytes:
     """The prompt as the bytes that were typed or piped."""
     return sys.stdin.buffer.read() if prompt == "-" else os.fsencode(prompt or "")
@@ -168,6 +193,8 @@ def show_backends() -> None:
 
 def main() -> None:
     """Run the command: bad input is one sentence on stderr and exit status 2."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # so that what is half written goes too
+    sys.stderr.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a terminal of ASCII is no reason to stop
     try:
         command.main(standalone_mode=False)
     except BrokenPipeError:  # whoever read the text has had enough
@@ -182,4 +209,4 @@ def main() -> None:
 
 
 def complain(sentence: str) -> None:
-    print(f"bdh-generate: {sentence}", file=sys.stderr)
+    print(f"bdh-generate: {shown(sentence)}", file=sys.stderr)

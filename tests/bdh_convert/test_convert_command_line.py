@@ -9,6 +9,7 @@ import pty
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import click
@@ -124,7 +125,9 @@ def test_every_way_to_name_a_route_does_the_same(
         (("--to", "mlx", "m", "--dtype", "int8"), "int8"),
         (("--to", "mlx", "m", "--n-layer", "0"), "--n-layer"),
         (("--to", "mlx", "m", "--wrong"), "--wrong"),
-        (("--to", "mlx", "m", "--json"), "--json belongs to --inspect"),
+        (("--inspect", "m", "--force"), "--inspect writes nothing, so --force would be ignored"),
+        (("--inspect", "m", "-o", "n"), "--inspect writes nothing, so --output would be ignored"),
+        (("--inspect", "m", "--to", "hf"), "--inspect writes nothing, so --to would be ignored"),
         (("--inspect", "m", "n"), "--inspect takes one file"),
     ],
 )
@@ -145,6 +148,64 @@ def test_answers_go_to_stdout_and_talk_to_stderr(canonical: Canonical, small: BD
     before, after = second.removeprefix("loss on a sentence: ").removesuffix(" after").split(" before, ")
     assert before == after
     assert 0 < float(before) < 20
+
+
+@pytest.mark.parametrize(
+    ("word", "dtype"),
+    [
+        ("f16", "float16"),
+        ("FP16", "float16"),
+        ("half", "float16"),
+        ("bfloat16", "bfloat16"),
+        ("BF16", "bfloat16"),
+        ("float32", "float32"),
+    ],
+)
+def test_every_name_of_a_dtype_means_one_thing(
+    word: str, dtype: str, canonical: Canonical, small: BDHConfig, call: Run
+) -> None:
+    done = call("numpy->torch", canonical(small), "--dtype", word)
+    assert done.returncode == 0, done.stderr
+    assert f"944 parameters, {dtype}," in done.stdout
+
+
+@pytest.mark.parametrize("name", ["M.PT", "m.Pth", "m.SafeTensors"])
+def test_suffixes_are_known_in_any_case(name: str, canonical: Canonical, small: BDHConfig, tmp_path: Path, call: Run) -> None:
+    assert call("--to", "torch", canonical(small), "-o", name).returncode == 0
+    assert open_checkpoint(tmp_path / name).dialect == "torch"
+
+
+def test_the_version_is_told(call: Run) -> None:
+    assert call("--version").stdout == f"bdh-convert {version('bdh-spec')}\n"
+
+
+@pytest.mark.parametrize(("begun", "offered"), [("--ins", "plain,--inspect"), ("check", "file,check")])
+def test_a_shell_completes_options_and_files(begun: str, offered: str) -> None:
+    asked = {"_BDH_CONVERT_COMPLETE": "bash_complete", "COMP_WORDS": f"bdh-convert {begun}", "COMP_CWORD": "1"}
+    script = Path(sys.executable).parent / "bdh-convert"
+    done = subprocess.run([script], env=os.environ | asked, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.splitlines() == [offered]
+
+
+@pytest.mark.parametrize("words", [("--inspect", "--json", "m"), ("--inspect", "m", "--json"), ("m", "--json", "--inspect")])
+def test_an_inspection_takes_its_words_in_any_order(
+    words: tuple[str, ...], canonical: Canonical, small: BDHConfig, call: Run
+) -> None:
+    canonical(small)
+    done = call(*("checkpoint.safetensors" if word == "m" else word for word in words))
+    assert json.loads(done.stdout)["dialect"] == "numpy"
+
+
+def test_a_source_of_another_dialect_is_told_whose_it_is(canonical: Canonical, small: BDHConfig, call: Run) -> None:
+    done = call("hf->mlx", canonical(small))
+    assert done.returncode == 2
+    assert "the file holds the names of numpy, not of hf: say numpy or nothing" in done.stderr
+
+
+def test_a_checkpoint_is_not_written_to_a_pipe(canonical: Canonical, small: BDHConfig, call: Run) -> None:
+    done = call("numpy->torch", canonical(small), "-o", "-")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "-o - cannot be: a checkpoint is read back before it is let go, so name a file" in done.stderr
 
 
 def test_narrowing_shows_both_losses(canonical: Canonical, small: BDHConfig, call: Run) -> None:
@@ -219,15 +280,25 @@ def test_a_file_may_replace_itself_when_forced(canonical: Canonical, small: BDHC
     assert read(path)[1] == before[1]
 
 
-def test_forcing_a_folder_replaces_the_weights_and_leaves_what_else_is_in_it(
+def test_forcing_a_folder_replaces_all_that_is_about_weights_and_leaves_what_else_is_in_it(
     canonical: Canonical, small: BDHConfig, tmp_path: Path, call: Run
 ) -> None:
     canonical(small)
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "tokenizer.json").write_text("{}")
+    (tmp_path / "out" / "README.md").write_text("mine")
+    about_others = [
+        "model-00001-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+    for name in about_others:
+        (tmp_path / "out" / name).write_text("{}")
     assert call("--to", "hf", "checkpoint.safetensors", "-o", "out").returncode == 2
-    assert call("--to", "hf", "checkpoint.safetensors", "-o", "out", "--force").returncode == 0
-    assert names(tmp_path / "out") == {"config.json", "model.safetensors", "tokenizer.json"}
+    forced = call("--to", "hf", "checkpoint.safetensors", "-o", "out", "--force")
+    assert forced.returncode == 0, forced.stderr
+    assert f"removed, being about other weights: {', '.join(about_others)}" in forced.stderr
+    assert names(tmp_path / "out") == {"config.json", "model.safetensors", "README.md"}
 
 
 def test_the_file_says_which_dialect_it_is(canonical: Canonical, small: BDHConfig, tmp_path: Path, call: Run) -> None:
@@ -261,6 +332,7 @@ def test_peak_memory_stays_near_the_largest_tensor(tmp_path: Path) -> None:
         "import re\n"
         "peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]) * 1024\n"
         "from bdh_convert.cli import main\n"
+        "import bdh_convert.command\n"
         "before = peak()\n"
         "try: main()\n"
         "finally: print(peak() - before)"
@@ -286,7 +358,7 @@ def test_a_large_file_shows_a_bar_on_a_terminal(tmp_path: Path) -> None:
     assert child.returncode == 0
     assert answer.startswith("large.jax.safetensors: numpy to jax")
     assert b"large.safetensors" in shown
-    assert b"/202.4 MB" in shown
+    assert b"505.9/505.9 MB" in shown  # written, compared with the source, and both run
 
 
 def _read(terminal: int) -> bytes:

@@ -17,6 +17,7 @@ import bdh_spec
 from bdh_convert.checkpoint import open_checkpoint, read
 from bdh_convert.configs import complete
 from bdh_convert.convert import Settings, convert
+from bdh_convert.steps import Wishes
 from bdh_spec import BDHConfig, BDHError, CheckpointError, ConfigError, Params, ParamsError
 from bdh_spec.files import read_safetensors, write_safetensors
 from bdh_spec.params import shapes
@@ -151,7 +152,7 @@ def test_the_papers_listing_is_read_by_rank_and_not_by_name(config: BDHConfig, w
         "readout": given.lm_head,
     }
     torch.save({name: torch.from_numpy(value) for name, value in listing.items()}, tmp_path / "m.pt")
-    checkpoint = open_checkpoint(tmp_path / "m.pt", n_layer=config.n_layer)
+    checkpoint = open_checkpoint(tmp_path / "m.pt", Wishes(n_layer=config.n_layer))
     assert checkpoint.dialect == "paper"
     assert same(read(tmp_path / "m.pt", config.n_layer)[0], given)
     listing["encoder"] = given.encoder  # by name the listing's, by rank not

@@ -23,6 +23,7 @@ from bdh_convert import pickle_file
 from bdh_convert.checkpoint import open_checkpoint, read
 from bdh_convert.convert import Settings, convert
 from bdh_convert.frequencies import deviation
+from bdh_convert.steps import Wishes
 from bdh_convert.tensors import Tensor
 from bdh_spec import BDHConfig, CheckpointError, ConfigError, Params, ParamsError
 from bdh_spec.params import cast
@@ -121,7 +122,7 @@ def test_every_float_of_torch_is_read_and_written_to_the_bit(
     model = Upstream(small).fill(weights(small))
     state = {name: value.to(dtype) if name != "attn.freqs" else value for name, value in model.state_dict().items()}
     torch.save(state, tmp_path / "given.pt")
-    convert(tmp_path / "given.pt", "torch", tmp_path / "m.pt", Settings(n_layer=1))
+    convert(tmp_path / "given.pt", "torch", tmp_path / "m.pt", Settings(Wishes(n_layer=1)))
     written = torch.load(tmp_path / "m.pt", weights_only=True)
     assert all(
         written[name].dtype == value.dtype and torch.equal(written[name], value)
@@ -252,7 +253,7 @@ def test_the_format_of_torch_before_1_6_is_refused(small: BDHConfig, tmp_path: P
 
 def test_the_gate_of_early_files_is_left_out_with_a_word(small: BDHConfig, weights: Weights, tmp_path: Path) -> None:
     torch.save(Upstream(small, gate=True).fill(weights(small)).state_dict(), tmp_path / "m.pt")
-    checkpoint = open_checkpoint(tmp_path / "m.pt", n_layer=1, dropout=0.0)
+    checkpoint = open_checkpoint(tmp_path / "m.pt", Wishes(n_layer=1, dropout=0.0))
     assert checkpoint.notes == ("lm_gate is left out: no equation uses it",)
 
 
@@ -288,9 +289,9 @@ def test_what_the_trainer_of_bdh_mlx_saves_is_read(small: BDHConfig, weights: We
     assert "embed_weight" in flat
     assert "attn_freqs" in flat
     mx.savez(str(tmp_path / "m.npz"), step=mx.array([250]), loss=mx.array([1.25]), **flat)
-    checkpoint = open_checkpoint(tmp_path / "m.npz", n_layer=1, dropout=0.1)
+    checkpoint = open_checkpoint(tmp_path / "m.npz", Wishes(n_layer=1, dropout=0.1))
     assert checkpoint.dialect == "mlx"
-    gate, progress = checkpoint.notes
+    progress, gate = checkpoint.notes
     assert gate == "lm_gate is left out: no equation uses it"
     assert set(progress.removeprefix("left out, being no weights: ").split(", ")) == {"step", "loss"}
     assert same(read(tmp_path / "m.npz", 1)[0], weights(small))
@@ -352,18 +353,18 @@ def test_a_trained_table_is_refused_unless_told_to_keep_or_reset_it(small: BDHCo
     ):
         read(tmp_path / "m.npz", 1)
 
-    reset = convert(tmp_path / "m.npz", "torch", tmp_path / "reset.pt", Settings(n_layer=1, freqs="reset"))
+    reset = convert(tmp_path / "m.npz", "torch", tmp_path / "reset.pt", Settings(Wishes(n_layer=1, freqs="reset")))
     assert any("BDH's table is written instead" in note for note in reset.checkpoint.notes)
     assert np.array_equal(torch.load(tmp_path / "reset.pt")["attn.freqs"].numpy().reshape(-1), frequencies(small.n_neurons))
 
-    keep = convert(tmp_path / "m.npz", "torch", tmp_path / "keep.pt", Settings(n_layer=1, freqs="keep"))
+    keep = convert(tmp_path / "m.npz", "torch", tmp_path / "keep.pt", Settings(Wishes(n_layer=1, freqs="keep")))
     assert any("the result is not BDH" in note for note in keep.checkpoint.notes)
     kept = torch.load(tmp_path / "keep.pt")["attn.freqs"].numpy()
     assert kept.shape == (1, 1, 1, small.n_neurons)
     assert np.array_equal(kept, np.array(model.attn.freqs))
 
     with pytest.raises(CheckpointError, match="hf files store no frequencies, so --freqs keep cannot"):
-        convert(tmp_path / "m.npz", "hf", tmp_path / "keep", Settings(n_layer=1, freqs="keep"))
+        convert(tmp_path / "m.npz", "hf", tmp_path / "keep", Settings(Wishes(n_layer=1, freqs="keep")))
 
 
 def test_a_table_stored_as_bfloat16_is_known_and_one_rounded_to_it_is_not(

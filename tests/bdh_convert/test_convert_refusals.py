@@ -17,6 +17,7 @@ import torch
 
 from bdh_convert.checkpoint import open_checkpoint
 from bdh_convert.convert import Settings, convert
+from bdh_convert.steps import Wishes
 from bdh_spec import BDHConfig, BDHError, Params
 from bdh_spec.checkpoint import save_state
 from bdh_spec.files import write_safetensors
@@ -360,10 +361,10 @@ def test_weights_that_are_not_finite_are_converted_when_asked(
 
 def test_what_is_said_twice_must_be_said_the_same(small: BDHConfig, canonical: Callable[[BDHConfig], Path]) -> None:
     with pytest.raises(BDHError, match=r"the configuration has n_layer = 1, the command line 4"):
-        open_checkpoint(canonical(small), n_layer=4)
+        open_checkpoint(canonical(small), Wishes(n_layer=4))
     with pytest.raises(BDHError, match=r"the configuration has dropout = 0\.25, the command line 0\.5"):
-        open_checkpoint(canonical(small), dropout=0.5)
-    assert open_checkpoint(canonical(small), n_layer=1, dropout=0.25).config == small
+        open_checkpoint(canonical(small), Wishes(dropout=0.5))
+    assert open_checkpoint(canonical(small), Wishes(n_layer=1, dropout=0.25)).config == small
 
 
 def test_a_file_that_reads_back_differently_gets_no_name(

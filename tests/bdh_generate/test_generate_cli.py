@@ -2,10 +2,12 @@
 
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +115,49 @@ def test_bad_input_gets_one_sentence(tmp_path: Path) -> None:
     assert "no dtype 'int8'" in refused(generate("a", *NUMPY, "--dtype", "int8"))
     assert "No such option" in refused(generate("a", "--tempratur", "1"))
     assert "is not a folder" in refused(generate("a", *NUMPY, "--save-state", str(tmp_path / "no" / "s")))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "gone.PT", "folder/model.npz"])
+def test_a_checkpoint_alone_is_not_read_out_as_a_prompt(name: str, tmp_path: Path) -> None:
+    shutil.copy(EMBEDDED, tmp_path / "model.safetensors")
+    said = refused(generate(name, *NUMPY, cwd=tmp_path))
+    assert said == f"bdh-generate: {name} is taken for a checkpoint, so no prompt is left: bdh-generate PROMPT {name}"
+
+
+@pytest.mark.parametrize("prompt", ["x" * 10_000, ".", "model"])
+def test_any_other_word_alone_is_a_prompt(prompt: str, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    assert generate(prompt, *NUMPY, "-n", "0", cwd=tmp_path).stdout == prompt.encode()
+
+
+def test_a_checkpoint_alone_goes_on_with_a_saved_state(tmp_path: Path) -> None:
+    shutil.copy(EMBEDDED, tmp_path / "model.safetensors")
+    generate("The ", *NUMPY, "-n", "0", "--save-state", "s", cwd=tmp_path)
+    alone = generate("model.safetensors", *NUMPY, "--seed", "7", "-n", "9", "--load-state", "s", cwd=tmp_path)
+    assert alone.returncode == 0
+    assert b"The " + alone.stdout == generate("The ", *NUMPY, "--seed", "7", "-n", "9").stdout
+
+
+def test_options_that_would_be_ignored_are_refused() -> None:
+    assert "--force lets --save-state replace a file" in refused(generate("a", *NUMPY, "--force"))
+
+
+def test_the_version_is_told() -> None:
+    assert generate("--version").stdout.decode() == f"bdh-generate {version('bdh-spec')}\n"
+
+
+@pytest.mark.parametrize(("word", "dtype"), [("fp32", b"float32"), ("F64", b"float64")])
+def test_every_name_of_a_dtype_means_one_thing(word: str, dtype: bytes) -> None:
+    assert dtype in generate("a", *NUMPY, "-n", "1", "--dtype", word).stderr
+
+
+def test_weights_are_no_state_and_it_says_where_they_belong(tmp_path: Path) -> None:
+    assert "weights are named as the checkpoint" in refused(generate("a", *NUMPY, "--load-state", str(EMBEDDED)))
+
+
+def test_a_terminal_of_ascii_gets_errors_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    assert "n\\xf4 does not exist" in refused(generate("a", "nô", *NUMPY))
 
 
 def test_an_existing_state_is_not_replaced_unless_asked(tmp_path: Path) -> None:

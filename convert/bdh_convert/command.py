@@ -1,0 +1,199 @@
+"""bdh-convert: answers on stdout, talk on stderr; misuse and bad input exit 2, a result that disagrees exits 1."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from bdh_convert.convert import DTYPES, Outcome, Settings, convert
+from bdh_convert.dialects import DIALECTS, TARGETS
+from bdh_convert.hf_folder import stale
+from bdh_convert.inspect import as_table, report
+from bdh_convert.route import Route, known, parse, remove_stray, stray_output
+from bdh_convert.steps import Wishes
+from bdh_convert.verify import MOST_LAYERS, DisagreementError
+from bdh_convert.watch import Watch
+from bdh_spec.dtypes import SYNONYMS, dtype_name
+from bdh_spec.errors import BDHError
+from bdh_spec.files import shown
+from bdh_spec.params import count
+
+LARGE = 64 << 20  # bytes from which a conversion shows a bar
+
+HELP = f"""Convert a BDH checkpoint between frameworks, or inspect one.
+
+\b
+  bdh-convert torch->mlx checkpoint.safetensors
+  bdh-convert torch-to-mlx checkpoint.pt -o model.npz
+  bdh-convert --to hf checkpoint.safetensors
+  bdh-convert --inspect checkpoint.pt
+
+Reads {", ".join(DIALECTS)}; writes {", ".join(TARGETS)}. The source dialect is detected when it is not named. FILE may be a
+folder: of transformers, Trainer, accelerate, torch.distributed.checkpoint, DeepSpeed, or with one checkpoint in it.
+"""
+
+
+class Dtype(click.ParamType[str]):
+    """A dtype by any of its names."""
+
+    name = "dtype"
+
+    def convert(self, value: str, param: click.Parameter | None, context: click.Context | None) -> str:
+        if dtype_name(value) not in DTYPES:
+            words = [*DTYPES, *(short for short, full in SYNONYMS.items() if full in DTYPES)]
+            self.fail(f"no weights are stored as {value!r}: there are {', '.join(words)}", param, context)
+        return dtype_name(value)
+
+
+@click.command(help=HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.argument("words", nargs=-1, metavar="[ROUTE] FILE", type=click.Path())
+@click.option("--from", "source", metavar="DIALECT", help="What the file is, where it is not to be detected.")
+@click.option("--to", "target", metavar="DIALECT", help="What to convert to.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Where to write (default: beside the input).")
+@click.option("--force", is_flag=True, help="Replace an output that exists.")
+@click.option("--dtype", type=Dtype(), metavar="f32|bf16|f16", help="Store weights in this dtype; narrowing loses bits.")
+@click.option("--weights", metavar="NAME", help="Which set of weights, where a file holds several, such as ema.")
+@click.option("--n-layer", type=click.IntRange(1), help="The number of layers, where nothing written tells it.")
+@click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), help="The dropout of training, likewise.")
+@click.option("--freqs", type=click.Choice(("keep", "reset")), help="What to do with frequencies that are not BDH's.")
+@click.option("--no-verify", is_flag=True, help="Do not read the result back and run both sides.")
+@click.option("--allow-nonfinite", is_flag=True, help="Convert weights that hold NaN or infinity.")
+@click.option("--inspect", "inspected", is_flag=True, help="Show what FILE holds, and convert nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
+@click.version_option(package_name="bdh-spec", message="%(prog)s %(version)s", prog_name="bdh-convert")
+@click.pass_context
+def command(context: click.Context, /, words: tuple[str, ...], inspected: bool, as_json: bool, **options: Any) -> int:
+    """Parse, do, answer; the exit status is returned."""
+    if inspected:
+        _refuse_ignored(context)
+        return _inspect(words, as_json, _wishes(known(options["source"]), options))
+    stray = stray_output() if words and words[0].endswith("-") else None
+    try:
+        route = parse(words, options["source"], options["target"], stray)
+        if stray:
+            _talk(f"the shell took '>' for a redirection: this is read as {words[0]}>{stray}")
+        return _convert(route, as_json=as_json, answer_on_stderr=bool(stray), **options)
+    finally:
+        if stray:
+            _talk(remove_stray(stray))
+
+
+def _wishes(source: str | None, options: dict[str, Any]) -> Wishes:
+    return Wishes(source, options["weights"], options["n_layer"], options["dropout"], options["freqs"])
+
+
+def _refuse_ignored(context: click.Context) -> None:
+    """Options of a conversion have no effect on an inspection."""
+    for name in ("target", "output", "force", "dtype", "no_verify", "allow_nonfinite"):
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            option = next(parameter.opts[-1] for parameter in context.command.params if parameter.name == name)
+            raise click.UsageError(f"--inspect writes nothing, so {option} would be ignored: leave it out")
+
+
+def _inspect(words: tuple[str, ...], as_json: bool, wishes: Wishes) -> int:
+    if len(words) != 1:
+        raise click.UsageError(f"--inspect takes one file, and {' '.join(words) or 'nothing'} is given: inspect or convert")
+    with _progress(Path(words[0])) as watch:
+        found = report(Path(words[0]), wishes, watch)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+        for part in as_table(found):
+            console.print(part, soft_wrap=isinstance(part, str), markup=False)
+    return 0
+
+
+def _convert(route: Route, *, output: Path | None, as_json: bool, answer_on_stderr: bool, **options: Any) -> int:
+    settings = Settings(
+        _wishes(route.source, options),
+        options["dtype"],
+        options["force"],
+        not options["no_verify"],
+        options["allow_nonfinite"],
+    )
+    removed = stale(output) if route.target == "hf" and output and output.is_dir() and settings.force else []
+    with _progress(route.file) as watch:
+        outcome = convert(route.file, route.target, output, settings, watch)
+    notes = [*outcome.checkpoint.notes]
+    notes += [f"removed, being about other weights: {', '.join(file.name for file in removed)}"] if removed else []
+    if as_json:
+        click.echo(json.dumps(_as_json(route, outcome, notes), indent=2), err=answer_on_stderr)
+        return 0
+    for note in notes:
+        _talk(note)
+    click.echo(_answer(route, outcome), err=answer_on_stderr)
+    return 0
+
+
+def _as_json(route: Route, outcome: Outcome, notes: Sequence[str]) -> dict[str, Any]:
+    """What a conversion did, under keys that stay."""
+    checkpoint = outcome.checkpoint
+    return {
+        "path": str(outcome.path),
+        "from": checkpoint.dialect,
+        "to": route.target,
+        "config": checkpoint.config.as_dict(),
+        "parameters": count(checkpoint.config),
+        "dtypes": sorted({weight.dtype.name for weight in checkpoint.weights}),
+        "verified": outcome.losses is not None,
+        "losses": outcome.losses,
+        "notes": [shown(note) for note in notes],
+    }
+
+
+def _answer(route: Route, outcome: Outcome) -> str:
+    checkpoint = outcome.checkpoint
+    dtypes = ", ".join(sorted({weight.dtype.name for weight in checkpoint.weights}))
+    path = shown(outcome.path)
+    written = f"{path}: {checkpoint.dialect} to {route.target}, {count(checkpoint.config):,} parameters, {dtypes}"
+    if outcome.losses is None:
+        return f"{written}, not verified"
+    before, after = outcome.losses
+    layers = checkpoint.config.n_layer
+    part = f", by the first {MOST_LAYERS} of {layers:,} layers" if layers > MOST_LAYERS else ""
+    return f"{written}, read back bit for bit\nloss on a sentence: {before:.6f} before, {after:.6f} after{part}"
+
+
+@contextmanager
+def _progress(file: Path) -> Iterator[Watch]:
+    """A bar on stderr for what takes long."""
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task(shown(file.name, 40), total=None, visible=False)
+
+        def watch(done: int, total: int) -> None:
+            progress.update(task, advance=done, total=total, visible=total >= LARGE)
+
+        yield watch
+
+
+def _talk(text: str) -> None:
+    click.echo(f"bdh-convert: {shown(' '.join(text.split()))}", err=True)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command; the exit status."""
+    try:
+        words = [word.removeprefix("->") for word in arguments]  # a route without a source is no option
+        return int(command.main(words, standalone_mode=False) or 0)
+    except click.Abort:
+        raise KeyboardInterrupt from None
+    except click.ClickException as error:
+        _talk(error.format_message())
+        return 2
+    except DisagreementError as error:
+        _talk(str(error))
+        return 1
+    except (BDHError, OSError) as error:
+        _talk(str(error))
+        return 2
