@@ -26,6 +26,9 @@ USUAL = ("forward", "advance", "loss", "gradients", "trace", "state", "train")
 OPTIONAL = ("padded",)  # a port that has one of these names it in its capabilities
 VERBS = (*USUAL, *OPTIONAL)
 
+NEXT_STEPS = {"padded": "read each text by itself with forward"}
+PORT_OR_VERB = "ask a port that claims it, or write the verb and claim it in the capabilities"
+
 
 @dataclass(frozen=True)
 class Capabilities:
@@ -52,7 +55,7 @@ class State:
         return self.native
 
 
-class Model(ABC):
+class Model:
     """Weights on a device. Arrays go in and out as NumPy: float64 from a float64 model, float32 from any other."""
 
     def __init__(self, config: BDHConfig, *, device: str, dtype: str, phase: Phase) -> None:
@@ -159,36 +162,49 @@ class Model(ABC):
             yield np.array(chosen), state
             tokens = np.array(chosen)[:, None]
 
-    def _forward_padded(self, tokens: Array, lengths: Array) -> Array:
-        """Optional: the logits of padding are nobody's concern."""
-        raise CapabilityError(f"the {self.backend} port reads no padded texts: read each by itself with forward")
-
-    @abstractmethod
     def params(self) -> Params:
-        """The weights as they are now."""
+        """The weights as they are now: of a model that does not train, those it was loaded with."""
+        raise self._lacks("params")
 
-    @abstractmethod
     def optimizer(self, settings: AdamW) -> Any:
-        """The port's own AdamW over the five weights."""
+        """The port's own AdamW over the five weights (R16)."""
+        raise self._lacks("train")
 
-    @abstractmethod
-    def _forward(self, tokens: Array) -> Array: ...
-    @abstractmethod
-    def _init_state(self, batch: int) -> Any: ...
-    @abstractmethod
-    def _advance(self, native: Any, position: int, tokens: Array, donate: bool) -> tuple[Array, Any]: ...
-    @abstractmethod
-    def _loss(self, tokens: Array, targets: Array) -> float: ...
-    @abstractmethod
-    def _gradients(self, tokens: Array, targets: Array) -> tuple[float, Params]: ...
-    @abstractmethod
-    def _trace(self, tokens: Array) -> dict[str, Array]: ...
-    @abstractmethod
-    def _export_state(self, native: Any) -> tuple[Array, ...]: ...
-    @abstractmethod
-    def _import_state(self, state: RecurrentState) -> Any: ...
-    @abstractmethod
-    def _train_step(self, optimizer: Any, tokens: Array, targets: Array) -> float: ...
+    # What a port writes, each as it claims the verb. PORTING.md tells what goes in and out.
+
+    def _forward(self, tokens: Array) -> Array:
+        raise self._lacks("forward")
+
+    def _forward_padded(self, tokens: Array, lengths: Array) -> Array:
+        """The logits of padding are nobody's concern."""
+        raise self._lacks("padded")
+
+    def _init_state(self, batch: int) -> Any:
+        raise self._lacks("advance")
+
+    def _advance(self, native: Any, position: int, tokens: Array, donate: bool) -> tuple[Array, Any]:
+        raise self._lacks("advance")
+
+    def _loss(self, tokens: Array, targets: Array) -> float:
+        raise self._lacks("loss")
+
+    def _gradients(self, tokens: Array, targets: Array) -> tuple[float, Params]:
+        raise self._lacks("gradients")
+
+    def _trace(self, tokens: Array) -> dict[str, Array]:
+        raise self._lacks("trace")
+
+    def _export_state(self, native: Any) -> tuple[Array, ...]:
+        raise self._lacks("state")
+
+    def _import_state(self, state: RecurrentState) -> Any:
+        raise self._lacks("state")
+
+    def _train_step(self, optimizer: Any, tokens: Array, targets: Array) -> float:
+        raise self._lacks("train")
+
+    def _lacks(self, verb: str) -> CapabilityError:
+        return CapabilityError(f"the {self.backend} port has no {verb}: {NEXT_STEPS.get(verb, PORT_OR_VERB)}")
 
 
 class Backend(ABC):

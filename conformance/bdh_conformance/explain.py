@@ -16,6 +16,7 @@ from bdh_conformance.files.vectors import Judged, origin
 from bdh_conformance.outcomes import BAD, Outcome, Result
 from bdh_conformance.plan import Check
 from bdh_conformance.yardstick.cases import Case
+from bdh_conformance.yardstick.sizes import LONG
 from bdh_spec import BDHConfig, BDHError
 
 if TYPE_CHECKING:
@@ -85,17 +86,19 @@ def diagnosed(run: Run, check: Check, case: Case) -> Iterator[str]:
     The case is the one that failed first: on the smallest one many mistakes look alike.
     """
     # Hundreds of wrong specifications: built when one is needed.
-    from bdh_conformance.adversaries.diagnosis import explanations, repeated, say
+    from bdh_conformance.adversaries import diagnosis
 
     traces = replace(check, channel=CHANNELS["traces"])
-    channel = traces.channel if traceable(run, check) and run.compared(traces, case).status == "failed" else check.channel
+    is_traced = case.time <= LONG and traceable(run, check) and run.compared(traces, case).status == "failed"
+    channel = traces.channel if is_traced else check.channel
+    alike = channel.prepare(diagnosis.short(case)) if case.time > LONG else None
     try:
-        observed, *others = repeated(lambda: channel.observe(run.load(replace(case), check.dtype, check.phase), replace(case)))
-        expected = {} if channel.judge else channel.expected(case, check.dtype, check.phase)
-        found = explanations(observed, channel.observe, case, check.dtype, check.phase, expected, others=others)
+        runs = diagnosis.repeated(lambda: channel.observe(run.load(replace(case), check.dtype, check.phase), replace(case)))
+        right_when_short = alike is not None and run.compared(check, alike).status == "passed"
+        found = diagnosis.explain(channel, runs, case, check.dtype, check.phase, right_when_short=right_when_short)
     except Exception:  # noqa: BLE001  the port that fails here has failed before: nothing to compare mistakes with
         return
-    yield "\n  ".join(say(found).splitlines())
+    yield "\n  ".join(diagnosis.say(found).splitlines())
 
 
 def program(run: Run, check: Check) -> str:

@@ -66,6 +66,7 @@ class Generated(NamedTuple):
 
     strategy: SearchStrategy[Case]
     examples: int
+    shrinks: bool = True  # a class of sizes has no simpler seed than another
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ def generated(tier: Tier, channel: Channel, dtype: str, at_home: bool) -> Iterat
         yield Generated(pooled(shapes(channel, dtype), kinds), examples)
     for name in channel.sizes if dtype in WIDE else channel.narrow_sizes:
         if tier.sized_examples and at_home:
-            yield Generated(sized(name, tier.longest, kinds), tier.sized_examples)
+            yield Generated(sized(name, tier.longest, kinds), tier.sized_examples, shrinks=False)
 
 
 def shapes(channel: Channel, dtype: str) -> tuple[Shape, ...]:

@@ -121,5 +121,5 @@ class Run:
                 failures.append(fit)
             return bad
 
-        search.failing(cases.strategy, fails, cases.examples, self.seed)
+        search.failing(cases.strategy, fails, cases.examples, self.seed, shrinks=cases.shrinks)
         return failures[-1] if failures else None

@@ -17,8 +17,10 @@ class FoundError(Exception):
     """What Hypothesis shrinks."""
 
 
-def failing(strategy: SearchStrategy[T], fails: Callable[[T], bool], examples: int, seed: int | None = None) -> bool:
-    """Whether one of these many examples fails; the last call that failed was with the smallest that does.
+def failing(
+    strategy: SearchStrategy[T], fails: Callable[[T], bool], examples: int, seed: int | None = None, *, shrinks: bool = True
+) -> bool:
+    """Whether one of these many examples fails; the last call that failed was with the smallest that does, if it shrinks.
 
     Without a seed the examples are the same every time.
     """
@@ -27,7 +29,9 @@ def failing(strategy: SearchStrategy[T], fails: Callable[[T], bool], examples: i
         if fails(example):
             raise FoundError
 
-    test = settings(quiet(), max_examples=examples, derandomize=seed is None)(hypothesis.given(strategy)(holds))
+    phases = (hypothesis.Phase.generate, hypothesis.Phase.shrink)[: 1 + shrinks]
+    how = settings(quiet(), max_examples=examples, derandomize=seed is None, phases=phases)
+    test = how(hypothesis.given(strategy)(holds))
     try:
         (test if seed is None else hypothesis.seed(seed)(test))()
     except (FoundError, HypothesisException):  # a port that answers now so, now so, makes Hypothesis give up

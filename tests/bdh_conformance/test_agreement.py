@@ -109,7 +109,7 @@ def test_a_second_final_norm_is_seen_by_the_slope() -> None:
         assert_agrees("port", {"logits": model.readout(model.layer_norm(last), params)}, expected)
 
 
-@pytest.mark.parametrize(("grown", "low", "high"), [(1.0, 1e-10, 1e-10), (1e7, 1.1e-10, 1.5e-8), (1e60, 1.4e-8, 1.5e-8)])
+@pytest.mark.parametrize(("grown", "low", "high"), [(1.0, 1e-10, 1e-10), (1e7, 1e-9, 1e-7), (1e60, np.inf, np.inf)])
 def test_float64_is_held_to_ten_digits_unless_float32_has_none(grown: float, low: float, high: float) -> None:
     params = Params(*[np.random.default_rng(0).normal(size=(4, 4))] * 5)
 
@@ -121,10 +121,13 @@ def test_float64_is_held_to_ten_digits_unless_float32_has_none(grown: float, low
         assert low <= expect(run, params, "float64")["x"].allowed <= high
 
 
-def test_training_that_multiplies_rounding_by_millions_accuses_nobody_in_float64() -> None:
-    case = Case.parse("B2 T5 L3 h3 D8 N18 V9 m7 seed=6463 scale=5.0 dropout=0.0 weights=mixed")
+# Drawn by a tier: a token's sums all but cancel, norms make it full size again, and six steps of training follow.
+CANCELS = Case.parse("B8 T7 L5 h6 D5 N4 V997 m5 seed=48 scale=5.0 dropout=0.0 weights=mixed")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_training_that_multiplies_rounding_by_millions_accuses_nobody(dtype: str) -> None:
     training = CHANNELS["training"]
-    assert 1e-10 < training.expected(case, "float64")["trained.logits"].allowed < 1e-8
-    assert training.expected(case, "float64")["clipped.weights.encoder"].allowed < 1e-9
-    observed = training.observe(load(get_backend("torch"), case, "float64", device="cpu"), case)
-    assert not any(comparison.complaint for comparison in training.compare(observed, case, "float64"))
+    assert training.expected(CANCELS, "float64")["turns.1.loss"].allowed > 1e-10
+    observed = training.observe(load(get_backend("torch"), CANCELS, dtype, device="cpu"), CANCELS)
+    assert not any(comparison.complaint for comparison in training.compare(observed, CANCELS, dtype))

@@ -121,7 +121,7 @@ def test_what_a_port_does_not_claim_is_not_passed() -> None:
     capabilities = bdh_spec.Capabilities(verbs=("forward",), phases=("exact",))
     checks = plan(TIERS["standard"], capabilities)
     claimed = {check.channel.name for check in checks if not check.reason}
-    assert claimed == {"logits", "batch", "determinism", "mutation", "properties", "refusals"}
+    assert claimed == {"logits", "batch", "determinism", "mutation", "order", "inputs", "threads", "properties", "refusals"}
     assert all(check.dtype == "float32" and check.phase == "exact" for check in checks if not check.reason)
 
 

@@ -6,21 +6,20 @@ from dataclasses import replace
 import torch
 import transformers
 
-from bdh_conformance.adapter import PartialModel
-from bdh_spec import Backend, Capabilities, Params
+from bdh_spec import Backend, Capabilities, Model, Params
 from bdh_torch.backend import batch_first, from_numpy, full_precision, to_numpy
 from bdh_transformers import BDHCache, BDHConfig, BDHForCausalLM
 
 NAMES = Params("backbone.embed.weight", "backbone.encoder", "backbone.encoder_v", "backbone.decoder", "lm_head.weight")
 
 
-class TransformersModel(PartialModel):
+class TransformersModel(Model):
     """A model in evaluation, in one form of attention."""
 
     form = "bdh_recurrent"
 
     def __init__(self, params, config, *, device, dtype, phase):
-        super().__init__(params, config, device=device, dtype=dtype, phase=phase)
+        super().__init__(config, device=device, dtype=dtype, phase=phase)
         self.module = (
             BDHForCausalLM(BDHConfig.from_sizes(config, attn_implementation=self.form)).to(getattr(torch, dtype)).eval()
         )

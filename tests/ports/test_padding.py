@@ -25,7 +25,7 @@ def alone(params: bdh_spec.Params) -> dict[str, np.ndarray]:
 def test_a_padded_text_is_read_alone_or_not_at_all(port: str, loaded: Load) -> None:
     reader = loaded(CASE)
     if "padded" not in bdh_spec.get_backend(port).capabilities.verbs:
-        with pytest.raises(CapabilityError, match=f"the {port} port reads no padded texts"):
+        with pytest.raises(CapabilityError, match=f"the {port} port has no padded: read each text by itself"):
             reader.forward_padded(CASE.tokens, LENGTHS)
         return
     logits = reader.forward_padded(CASE.tokens, LENGTHS)

@@ -6,12 +6,16 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from bdh_conformance.adversaries.mistakes import MISTAKES, Mistake
+from bdh_conformance.channels.channel import Channel
 from bdh_conformance.channels.loading import Origin, load_params
+from bdh_conformance.yardstick.agreement import nearness
 from bdh_conformance.yardstick.cases import Case
+from bdh_conformance.yardstick.sizes import LONG
 from bdh_conformance.yardstick.tolerances import FACTOR, FLOOR, PRECISION, Expectation, as_numpy_dtype, row_errors
 from bdh_spec import Backend, Model
 from bdh_spec.numpy_backend import NumpyBackend
@@ -30,8 +34,22 @@ SAME = 1e-9
 # Runs that show where a port answers at random: a sum in another order often rounds alike.
 RUNS = 6
 
+# Two distances no further apart are one: last bits differ from processor to processor.
+TIE = 0.1
+
+SHORT = 5  # tokens of the text on which a port that fails on a long one is tried as well
+DEAR = 3  # the cost of a channel from which on only those mistakes are tried that it has to see
+
 # A mistake may take away what keeps rounding small. Within this many tolerances its own rounding is looked at.
 SECOND_LOOK = 100.0
+
+
+class Found(NamedTuple):
+    """A mistake that computes what a port computed."""
+
+    away: float  # in units of what rounding may do
+    answer: Observed
+    mistake: Mistake
 
 
 def diagnose(
@@ -65,12 +83,43 @@ def explanations(
     others: Sequence[Observed] = (),
 ) -> list[list[Mistake]]:
     """The same in groups: the mistakes of one compute the same on this case, which cannot tell them apart."""
-    known, candidates = expected or {}, list(MISTAKES.values() if among is None else among)
-    groups = by_value(observed, observe, case, dtype, phase, known, candidates, "float64")
+    known, suspects = expected or {}, list(MISTAKES.values() if among is None else among)
+    groups = by_value(observed, observe, case, dtype, phase, known, suspects, "float64")
     if not groups and known and dtype != "float64":
         # Where a mistake makes a number too large for float32, what rounding leaves of it is the answer, on any port.
-        groups = by_value(observed, observe, case, dtype, phase, known, candidates, "float32")
-    return groups + by_place([observed, *others], observe, case, dtype, phase, candidates)
+        groups = by_value(observed, observe, case, dtype, phase, known, suspects, "float32")
+    return groups + by_place([observed, *others], observe, case, dtype, phase, suspects)
+
+
+def explain(
+    channel: Channel, runs: Sequence[Observed], case: Case, dtype: str, phase: Phase, *, right_when_short: bool
+) -> list[list[Mistake]]:
+    """The same for a channel, given what a port answered in one run or more: first the mistakes that the channel has to see.
+
+    The others are held against it only where that takes no time. A port whose long texts alone go wrong has a mistake of which
+    the same is true.
+    """
+    expected = {} if channel.judge else channel.expected(case, dtype, phase)
+    named = [mistake for mistake in MISTAKES.values() if channel.name in mistake.channels]
+    if right_when_short:
+        named = [mistake for mistake in named if mistake.random or is_right(channel, mistake, short(case), dtype, phase)]
+    others = [mistake for mistake in MISTAKES.values() if channel.name not in mistake.channels]
+    for suspects in (named, others if channel.cost < DEAR and case.time <= LONG else []):
+        if found := explanations(runs[0], channel.observe, case, dtype, phase, expected, suspects, runs[1:]):
+            return found
+    return []
+
+
+def short(case: Case) -> Case:
+    """A case like this one whose text is short."""
+    return replace(case, time=min(case.time, SHORT))
+
+
+def is_right(channel: Channel, mistake: Mistake, case: Case, dtype: str, phase: Phase) -> bool:
+    """Whether a mistake does not show on a case."""
+    expected = channel.expected(case, dtype, phase)
+    wrong = answer(mistake.backend(), channel.observe, case, dtype, phase)
+    return distance({name: e.reference for name, e in expected.items()}, wrong, expected) <= 1
 
 
 def by_value(
@@ -89,7 +138,7 @@ def by_value(
     def from_right(values: Observed) -> float:
         return min(distance(values, right, known) for right in rights)
 
-    found: list[tuple[float, Observed, Mistake]] = []
+    found: list[Found] = []
     for mistake in (mistake for mistake in among if not mistake.random):
         wrong = answer(mistake.backend(), observe, case, dtype, phase, wide)
         away = distance(observed, wrong, known)
@@ -98,10 +147,9 @@ def by_value(
         if away > 1 and dtype != "float64" and wide == "float64":
             away = distance(observed, wrong, widened(known, wrong, mistake.backend(), observe, case, dtype, phase))
         if away <= 1:
-            found.append((away, wrong, mistake))
-    found.sort(key=lambda f: f[0])
-    nearest = found[0][0] if found else 0.0
-    return grouped(found) if nearest < from_right(observed) else []
+            found.append(Found(away, wrong, mistake))
+    nearest = min((one.away for one in found), default=0.0)
+    return ranked(grouped(found)) if nearest < from_right(observed) else []
 
 
 def by_place(
@@ -182,11 +230,11 @@ def widened(
     }
 
 
-def limit(name: str, value: Array, rounded: Array | None, expected: Allowed, unit: float, dtype: str) -> float:
-    """The largest error of one array that rounding explains."""
+def limit(name: str, value: Array, rounded: Array | None, expected: Allowed, unit: float, dtype: str) -> Any:
+    """The largest error of one array, or of each of its rows, that rounding explains."""
     own = apart(rounded, value) if rounded is not None else 0.0
     known = expected[name].allowed if name in expected else FLOOR
-    return max(known, FACTOR[dtype] * unit * own) if np.isfinite(own) else known
+    return np.maximum(known, FACTOR[dtype] * unit * own) if np.isfinite(own) else known
 
 
 def distance(observed: Observed, answer: Observed | None, expected: Allowed) -> float:
@@ -196,7 +244,9 @@ def distance(observed: Observed, answer: Observed | None, expected: Allowed) -> 
     worst = 0.0
     for name, value in answer.items():
         allowed = expected[name].allowed if name in expected else FACTOR["float32"] * FLOOR
-        worst = max(worst, apart(observed[name], value) / allowed)
+        if np.ndim(allowed) and np.shape(value) != expected[name].reference.shape:
+            allowed = np.max(allowed)  # of an answer in another form
+        worst = max(worst, apart(observed[name], value, allowed))
         if worst > SECOND_LOOK:  # most mistakes are told apart by the first array
             break
     return worst
@@ -207,8 +257,8 @@ def same(one: Observed, other: Observed) -> bool:
     return set(one) == set(other) and all(apart(one[name], other[name]) <= SAME for name in one)
 
 
-def apart(one: Array, other: Array) -> float:
-    """The error of the worst row; infinite unless both have one form and are finite at the same places."""
+def apart(one: Array, other: Array, allowed: Any = 1.0) -> float:
+    """The error of the worst row over what it is allowed; infinite for two forms, or numbers at other places."""
     one, other = np.asarray(one), np.asarray(other)
     if one.shape != other.shape or one.dtype.kind != other.dtype.kind:
         return float("inf")
@@ -218,17 +268,26 @@ def apart(one: Array, other: Array) -> float:
     if not np.array_equal(finite, np.isfinite(other)):
         return float("inf")
     wide = [np.where(finite, values, 0).astype(np.float64) for values in (one, other)]
-    return float(row_errors(*wide).max(initial=0))
+    return float(nearness(row_errors(*wide), allowed).max(initial=0))
 
 
-def grouped(found: list[tuple[float, Observed, Mistake]]) -> list[list[Mistake]]:
-    """Mistakes with one answer, together, where the nearest of them stands."""
-    groups: list[tuple[Observed, list[Mistake]]] = []
-    for _, wrong, mistake in found:
-        for first, members in groups:
-            if same(first, wrong):
-                members.append(mistake)
-                break
+def grouped(found: list[Found]) -> list[list[Found]]:
+    """Mistakes with one answer, together, in the library's order."""
+    groups: list[list[Found]] = []
+    for one in found:
+        alike = next((group for group in groups if same(group[0].answer, one.answer)), None)
+        if alike is None:
+            groups.append([one])
         else:
-            groups.append((wrong, [mistake]))
-    return [members for _, members in groups]
+            alike.append(one)
+    return groups
+
+
+def ranked(groups: list[list[Found]]) -> list[list[Mistake]]:
+    """The nearest group first; those that rounding cannot tell apart keep the library's order."""
+    left, order = list(groups), []
+    while left:
+        nearest = min(group[0].away for group in left)
+        order.append(next(group for group in left if group[0].away <= nearest + TIE))
+        left.remove(order[-1])
+    return [[one.mistake for one in group] for group in order]

@@ -1169,5 +1169,105 @@ REFUSALS = [
     SEED("seed_unchecked", "if False:", "a seed beyond 64 bits is let through"),
 ]
 
-RULES = (R1, R2, R3, R4, R5, R6, R7, R8, R9, R10, R11, R12, R13, R14, R15, TRAINING, PADDING, STEADY, REFUSALS)
+# What porters write, and where it hides: sizes, settings, the order of calls, threads
+ACTIVATION = Place("model", "return np.maximum(x, 0)", BOTH)
+SCORED = Place("model", "similar = scores(rotated)", FORWARD)
+RUN_LAYERS = Place("model", "for i in range(config.n_layer):", FORWARD)
+PHASE_TABLE = Place("rope", "return np.float32(1) / growth / np.float32(2 * np.pi)", BOTH)
+OF_POSITIONS = Place("rope", "(positions.astype(np.uint64)[:, None] * fixed) * 2.0**-64", ("phases",))
+READ_AT_ONCE = Place("numpy_backend", "return model.forward(tokens, self._params, self.config, phase=self.phase)", ("logits",))
+READ_IN_PIECES = Place("numpy_backend", "for start in range(0, tokens.shape[1], CHUNK):", ("decode",))
+MEAN_AND_SQUARE = Place(
+    "optimizer",
+    "mean, square = m / (1 - s.betas[0] ** moments.step), v / (1 - s.betas[1] ** moments.step)",
+    ("training",),
+)
+ID_RANGE = Place("checks", '_demand_range(ids, (ids < 0) | (ids >= config.vocab_size), "token", config)', ("inputs",))
+PORTING = [
+    ACTIVATION(
+        "gelu_erf",
+        "return (0.5 * x * (1 + np.vectorize(__import__('math').erf, otypes=[float])(x / 2**0.5))).astype(x.dtype)",
+        "relu is a gelu by the error function",
+    ),
+    SCORED("scores_over_root_d", "similar = scores(rotated) / x.shape[-1] ** 0.5", "scores are divided by the root of D"),
+    RUN_LAYERS("layer_too_few", "for i in range(max(config.n_layer - 1, 1)):", "a layer too few is computed", ("logits",)),
+    PHASE_TABLE(
+        "table_by_float32_power",
+        "return np.nextafter(np.float32(1) / growth, np.float32(0)) / np.float32(2 * np.pi)",
+        "the frequency table is a unit off, as a power in float32 leaves it",
+        ("phases",),
+    ),
+    PHASE_TABLE(
+        "table_trained",
+        "return np.float32(1) / growth / np.float32(2 * np.pi) + 5e-5 * (-1) ** np.arange(n_neurons, dtype=np.float32)",
+        "the frequencies were trained: each entry has moved by itself",
+    ),
+    OF_POSITIONS(
+        "phases_float32_later",
+        "np.where(positions[:, None] < 4096, (positions.astype(np.uint64)[:, None] * fixed) * 2.0**-64, "
+        "np.mod(positions.astype(np.float32)[:, None] * f, np.float32(1)))",
+        "phases are products in float32 from position 4,096 on",
+    ),
+    POSITIONS(
+        "positions_16_bits",
+        "positions = (np.uint64(start) + np.arange(length, dtype=np.uint64)) % 2**16",
+        "positions are cut to 16 bits",
+    ),
+    READ_AT_ONCE(
+        "state_forgotten_after_512",
+        "return np.concatenate([model.forward(tokens[:, i : i + 512], self._params, self.config, phase=self.phase) "
+        "for i in range(0, tokens.shape[1], 512)], 1)",
+        "a long text is read in pieces of 512 tokens, each without what was before it",
+    ),
+    READ_AT_ONCE(
+        "block_of_neurons_lost",
+        "return model.forward(tokens, self._params._replace(decoder=np.where(np.arange(self._params.decoder.shape[0])[:, None] "
+        "% self.config.n_neurons < max(self.config.n_neurons // 128, 1) * 128, self._params.decoder, 0)), self.config, "
+        "phase=self.phase)",
+        "neurons are summed in blocks of 128, and what is left of them is lost",
+    ),
+    READ_AT_ONCE(
+        "texts_beyond_four_lost",
+        "return model.forward(np.where(np.arange(len(tokens))[:, None] < 4, tokens, tokens[:1]), self._params, self.config, "
+        "phase=self.phase)",
+        "the texts of a batch after the fourth are read as the first",
+    ),
+    READ_AT_ONCE(
+        "answers_kept_by_shape",
+        "return self.__dict__.setdefault('kept', {}).setdefault(tokens.shape, model.forward(tokens, self._params, self.config, "
+        "phase=self.phase)).copy()",
+        "the answer to a text is given to every text of its shape",
+        ("order",),
+    ),
+    READ_AT_ONCE(
+        "settings_of_one_thread",
+        "return model.forward(tokens, self._params if __import__('threading').current_thread() is "
+        "__import__('threading').main_thread() else Params(*(w.astype('float16').astype(w.dtype) for w in self._params)), "
+        "self.config, phase=self.phase)",
+        "other threads compute in float16: a setting that belongs to the thread which made it",
+        ("threads",),
+    ),
+    READ_IN_PIECES(
+        "last_piece_dropped",
+        "for start in range(0, max(tokens.shape[1] // CHUNK, 1) * CHUNK, CHUNK):",
+        "what is left of a text after its last whole chunk is not read",
+    ),
+    MEAN_AND_SQUARE(
+        "adam_first_uncorrected",
+        "mean, square = m, v / (1 - s.betas[1] ** moments.step)",
+        "Adam's mean is not corrected for its bias",
+    ),
+    MEAN_AND_SQUARE(
+        "adam_second_uncorrected",
+        "mean, square = m / (1 - s.betas[0] ** moments.step), v",
+        "Adam's mean of squares is not corrected for its bias",
+    ),
+    ID_RANGE(
+        "tokens_8_bits",
+        '_demand_range(ids, (ids < 0) | (ids >= config.vocab_size), "token", config); ids = ids.astype(np.int8)',
+        "ids are kept in 8 bits with a sign",
+    ),
+]
+
+RULES = (R1, R2, R3, R4, R5, R6, R7, R8, R9, R10, R11, R12, R13, R14, R15, TRAINING, PADDING, STEADY, REFUSALS, PORTING)
 MISTAKES = {mistake.name: mistake for rule in RULES for mistake in rule}

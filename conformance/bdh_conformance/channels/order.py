@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from bdh_conformance.channels.channel import Observed
 from bdh_conformance.channels.loading import claims, sibling
 from bdh_conformance.yardstick.cases import Case
@@ -18,10 +20,10 @@ def observe_order(model: Model, case: Case) -> Observed:
 
 
 def in_turns(model: Model, case: Case, name: str) -> Observed:
-    """Pieces of the case of different shapes, long and short, many and few."""
+    """Texts of different shapes, long and short, many and few; those of one shape are different texts."""
     B, T = case.tokens.shape
     shapes = [(B, T), (1, T), (B, T - 1), (1, 1), (B, T), (B, 1), (1, T - 1)]
-    return {f"{name}.{i}.logits": model.forward(case.tokens[-b:, -t:]) for i, (b, t) in enumerate(shapes)}
+    return {f"{name}.{i}.logits": model.forward(np.roll(case.tokens, i)[:b, :t]) for i, (b, t) in enumerate(shapes)}
 
 
 def others(model: Model, case: Case) -> dict[str, Model]:

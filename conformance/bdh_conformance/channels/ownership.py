@@ -68,7 +68,9 @@ def observe_mutation(model: Model, case: Case) -> Observed:
     """Everything a caller owns, after the model worked with it; and the model, after the caller wrote into its answers."""
     tokens, targets = case.tokens.copy(), case.targets.copy()
     before = model.forward(tokens).copy()
-    answers = [model.forward(tokens), *model.params()]
+    answers = [model.forward(tokens)]
+    if claims(model, "train"):
+        answers += model.params()
     if claims(model, "loss"):
         model.loss(tokens, targets)
     if claims(model, "gradients"):

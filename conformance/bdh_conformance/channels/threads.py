@@ -21,7 +21,7 @@ from bdh_spec.params import Array
 Run: TypeAlias = Callable[[Callable[[], Any]], Any]  # makes a call, perhaps on another thread
 
 AT_ONCE = 4  # threads
-ROUNDS = 12  # texts that each of them reads
+ROUNDS = 8  # texts that each of them reads
 LONGER = 8  # times the case's text, so that the threads meet
 
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from bdh_conformance.yardstick.tolerances import Expectation, error, row_errors, slope
+from bdh_conformance.yardstick.tolerances import Expectation, row_errors, slope
 from bdh_spec.params import Array
+
+MANY_TOKENS = 8  # beyond which a complaint tells errors by position
 
 # What the axes of an array count, by the name of its stage and by how many axes it has.
 STAGE_AXES = {3: ("text", "token", "feature"), 4: ("text", "head", "token", "value")}
@@ -62,17 +64,27 @@ def headline(port: str, compared: list[Comparison]) -> str:
 def compare(stage: str, actual: Array | None, expected: Expectation) -> Comparison:
     """An array against its expectation: its form first, then its rows, then its slope."""
     if complaint := malformed(actual, expected.reference):
-        return Comparison(stage, float("inf"), expected.allowed, complaint)
+        return Comparison(stage, float("inf"), float(np.max(expected.allowed)), complaint)
     assert actual is not None  # a missing array is malformed
-    worst, scaled = error(actual, expected.reference), abs(slope(actual, expected.reference))
-    if not worst <= expected.allowed:
-        return Comparison(stage, worst, expected.allowed, describe(stage, actual, expected.reference, worst, expected.allowed))
+    rows, scaled = row_errors(actual, expected.reference), abs(slope(actual, expected.reference))
+    limits = np.broadcast_to(expected.allowed, rows.shape)
+    at = np.unravel_index(np.argmax(nearness(rows, limits)), rows.shape)
+    worst, limit = float(rows[at]), float(limits[at])
+    if not (rows <= limits).all():
+        return Comparison(stage, worst, limit, describe(stage, actual, expected.reference, rows, limits))
     if not scaled <= expected.allowed_slope:
         signed = slope(actual, expected.reference)
         complaint = f"all of it is scaled by 1 {signed:+.1e}, allowed {expected.allowed_slope:.1e}"
         return Comparison(stage, scaled, expected.allowed_slope, complaint)
-    by_row, by_slope = Comparison(stage, worst, expected.allowed), Comparison(stage, scaled, expected.allowed_slope)
+    by_row, by_slope = Comparison(stage, worst, limit), Comparison(stage, scaled, expected.allowed_slope)
     return max(by_row, by_slope, key=lambda c: c.ratio)
+
+
+def nearness(rows: Array, limits: Array) -> Array:
+    """Each row's error over what it is allowed; what is no number is the furthest beyond."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(rows == 0, 0.0, rows / limits)
+    return np.where(np.isnan(ratio), np.inf, ratio)
 
 
 def malformed(actual: Any, reference: Array) -> str:
@@ -90,15 +102,27 @@ def malformed(actual: Any, reference: Array) -> str:
     return ""
 
 
-def describe(stage: str, actual: Array, reference: Array, worst: float, allowed: float) -> str:
+def describe(stage: str, actual: Array, reference: Array, rows: Array, limits: Array) -> str:
     """Where two finite arrays of one shape differ most: the worst value of the worst row."""
-    rows = row_errors(actual, reference)
-    in_worst_row = np.broadcast_to(spread(rows == rows.max(), reference.ndim), reference.shape)
+    near = nearness(rows, limits)
+    at_row = np.unravel_index(np.argmax(near), rows.shape)
+    in_worst_row = np.broadcast_to(spread(near == near.max(), reference.ndim), reference.shape)
     difference = np.where(in_worst_row, np.abs(np.asarray(actual, np.float64) - reference), -1)
     at = [int(i) for i in np.unravel_index(np.argmax(difference), difference.shape)]
     values = f"{actual[tuple(at)]:.8g} against {reference[tuple(at)]:.8g}"
-    wrong = f"{np.sum(spread(~(rows <= allowed), reference.ndim))} of {rows.size} rows"
-    return f"{wrong}; worst row off by {worst:.1e}, allowed {allowed:.1e}; worst value at {at}: {values}{place(stage, at)}"
+    wrong = f"{np.sum(~(rows <= limits))} of {rows.size} rows"
+    off = f"worst row off by {rows[at_row]:.1e}, allowed {limits[at_row]:.1e}"
+    return f"{wrong}; {off}; worst value at {at}: {values}{place(stage, at)}{by_position(rows, limits, reference.ndim)}"
+
+
+def by_position(rows: Array, limits: Array, ndim: int) -> str:
+    """Of a long text: the first token that is wrong, and the largest error over allowed up to each power of two."""
+    if ndim != 3 or rows.shape[1] <= MANY_TOKENS:
+        return ""
+    near = nearness(rows, limits).max(axis=0)  # T
+    ends = [2**k for k in range(rows.shape[1].bit_length() + 1) if 2**k < 2 * len(near)]
+    shown = ", ".join(f"{end} {near[end // 2 : end].max():.1g}" for end in ends if near[end // 2 : end].size)
+    return f"; first wrong token {int(np.argmax(near > 1))}; error over allowed up to token {shown}"
 
 
 def spread(rows: Array, ndim: int) -> Array:
