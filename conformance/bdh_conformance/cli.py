@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import os
 import sys
@@ -17,17 +16,18 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-import bdh_spec
 from bdh_conformance import known, report
 from bdh_conformance.channels import CHANNELS
 from bdh_conformance.channels.channel import ALL
 from bdh_conformance.files.cli import vectors
+from bdh_conformance.isolation import Isolated, Limits, Request, memory_of_the_machine
 from bdh_conformance.levels import badge, markdown
-from bdh_conformance.outcomes import BAD
-from bdh_conformance.plan import TIERS, Check, plan
+from bdh_conformance.outcomes import BAD, Result
+from bdh_conformance.plan import TIERS, Check
+from bdh_conformance.ports import find_port
 from bdh_conformance.runner import Run
 from bdh_conformance.yardstick.cases import Case
-from bdh_spec import Backend, BDHError
+from bdh_spec import BDHError
 from bdh_spec.files import whole_file
 from bdh_spec.rope import PHASES, Phase
 
@@ -85,6 +85,11 @@ INPUT = click.Path(path_type=Path, dir_okay=False, exists=True)
 @click.option(
     "--badge", "badge_file", type=OUTPUT, help="Write a badge endpoint (.json) or a Markdown table (.md) of the levels."
 )
+@click.option("--time-limit", default=120.0, show_default=True, metavar="SECONDS", help="For one case; JAX compiles meanwhile.")
+@click.option(
+    "--memory-limit", default=round(0.8 * memory_of_the_machine(), 1), show_default=True, metavar="GB", help="For the port."
+)
+@click.option("--in-process", is_flag=True, help="Run the port in this process, for a debugger: a crash ends it.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing on stderr but errors.")
 def command(
     port: str,
@@ -98,6 +103,9 @@ def command(
     known_file: Path | None,
     baseline: Path | None,
     quiet: bool,
+    time_limit: float,
+    memory_limit: float,
+    in_process: bool,
     **outputs: Path | None,
 ) -> int:
     """Run the checks, answer, write files; the exit status is returned."""
@@ -107,18 +115,17 @@ def command(
         raise click.UsageError(f"{port} has no device {device!r} here: choose from {', '.join(backend.devices())}")
     if seed is None and tier == "deep" and case is None:
         seed = int.from_bytes(os.urandom(4))
-    run = Run(backend, device, seed, port)
     phases = (phase,) if phase else ()
-    checks = plan(TIERS[tier], backend.capabilities, dtypes=dtypes, channels=channels, phases=phases, case=case)
-    start = time.perf_counter()
-    perform(run, checks, quiet)
+    request = Request(port, tier, device, seed, dtypes, channels, phases, str(case) if case else None)
+    run, start = Run(backend, device, seed, port), time.perf_counter()
+    perform(run, request, None if in_process else Limits(time_limit, memory_limit), quiet)
     complaints = known.excuse(run.results, excused)
     whole = not (dtypes or channels or phases or case)
-    found = report.document(run, tier, complaints, time.perf_counter() - start, whole=whole)
-    changes = report.compare_with(found, before) if before else []
-    answer(found, changes)
-    write(found, changes, str(baseline or ""), outputs)
-    return 0 if found["passed"] else DISAGREEMENT
+    result = report.document(run, tier, complaints, time.perf_counter() - start, whole=whole)
+    changes = report.compare_with(result, before) if before else []
+    answer(result, changes)
+    write(result, changes, str(baseline or ""), outputs)
+    return 0 if result["passed"] else DISAGREEMENT
 
 
 def read_inputs(known_file: Path | None, baseline: Path | None) -> tuple[list[known.Known], dict[str, Any] | None]:
@@ -138,39 +145,40 @@ def read_inputs(known_file: Path | None, baseline: Path | None) -> tuple[list[kn
     return excused, before
 
 
-def find_port(name: str) -> Backend:
-    """A registered port by its name, or any class by its path."""
-    if ":" not in name:
-        return bdh_spec.get_backend(name)
-    module, _, attribute = name.partition(":")
-    sys.path.insert(0, "")  # as python -m does: a port under development is not installed
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except ModuleNotFoundError as error:
-        raise click.UsageError(f"{module} cannot be imported ({error}): give package.module:Class") from None
-    except AttributeError:
-        raise click.UsageError(f"{module} has no {attribute}: give package.module:Class") from None
-    backend = found() if callable(found) else found
-    if not isinstance(backend, Backend):
-        raise click.UsageError(f"{name} is no bdh_spec.Backend: see PORTING.md for what a port is")
-    return backend
-
-
-def perform(run: Run, checks: list[Check], quiet: bool) -> None:
-    """Run the checks, showing on stderr which one is under way."""
-    console = Console(stderr=True, quiet=quiet, highlight=False)
+def perform(run: Run, request: Request, limits: Limits | None, quiet: bool) -> None:
+    """Run the checks, showing on stderr which one is under way, or which is done where nobody watches."""
+    console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
     if run.seed is not None:
         console.print(f"generated cases of seed {run.seed}", style="dim")
+    watched, isolated = sys.stderr.isatty(), Isolated(request, limits) if limits else None
     columns = (TextColumn("{task.description:<32}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=quiet or not sys.stderr.isatty()) as progress:
+    checks = request.checks(run.backend)
+    with Progress(*columns, console=console, transient=True, disable=quiet or not watched) as progress:
         task = progress.add_task("", total=len(checks))
-        for check in checks:
-            progress.update(task, description=f"{check.channel.name} {check.dtype}")
-            with devoid_of_talk():
-                result = run.run(check)
-            if result.status in BAD and result.worst:
-                console.print(f"{result.id} {result.status} after {result.cases} cases", style="red")
-            progress.advance(task)
+        try:
+            for number, check in enumerate(checks):
+                progress.update(task, description=f"{check.channel.name} {check.dtype}")
+                result = found(run, isolated, number, check)
+                bad = result.status in BAD
+                if bad or (not watched and result.status != "not claimed"):
+                    line = f"{result.id} {result.status} after {result.cases} cases, {result.seconds:.1f} s"
+                    console.print(line, style="red" if bad else None)
+                progress.advance(task)
+        finally:
+            if isolated:
+                isolated.stop()
+
+
+def found(run: Run, isolated: Isolated | None, number: int, check: Check) -> Result:
+    """One check, made here or in a process of its own."""
+    if isolated is None:
+        with devoid_of_talk():
+            return run.run(check)
+    result = isolated.run(number, check)
+    run.results.append(result)
+    run.coverage.update(isolated.coverage)
+    isolated.coverage.clear()
+    return result
 
 
 @contextlib.contextmanager
@@ -251,3 +259,7 @@ def main() -> None:
 
 def complain(sentence: str) -> None:
     print(f"bdh-conform: {sentence}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from bdh_conformance.cli import find_port
+from bdh_conformance import known
+from bdh_conformance.channels import CHANNELS
+from bdh_conformance.channels.channel import ALL
 from bdh_conformance.plan import TIERS, Check, plan
+from bdh_conformance.ports import find_port
 from bdh_conformance.runner import Run
+from bdh_spec import BDHError
+from bdh_spec.rope import PHASES
 
 RUN = pytest.StashKey[Run]()
 CHECKS = pytest.StashKey[list[Check]]()
+KNOWN = pytest.StashKey[list[known.Known]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -18,6 +26,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--bdh-tier", choices=tuple(TIERS), default="standard", help="How much to look at.")
     group.addoption("--bdh-device", metavar="NAME", help="Such as cpu, cuda, mps.")
     group.addoption("--bdh-dtype", metavar="LIST", default="", help="Dtypes to check, separated by commas.")
+    group.addoption("--bdh-channel", metavar="LIST", default="", help="Channels to check, separated by commas.")
+    group.addoption("--bdh-phase", choices=PHASES, help="Phases to check.")
+    group.addoption("--bdh-known", type=Path, metavar="FILE", help="Known failures; one that passes is an error.")
     group.addoption("--bdh-seed", type=int, help="Draw other generated cases.")
 
 
@@ -34,11 +45,26 @@ def planned(config: pytest.Config) -> list[Check]:
         name = config.getoption("--bdh-backend")
         if not name:
             raise pytest.UsageError("--bdh-backend is missing: name a port, such as torch or mypkg.port:MyBackend")
-        backend = find_port(name)
-        dtypes = [word for word in config.getoption("--bdh-dtype").split(",") if word]
+        try:
+            backend = find_port(name)
+            config.stash[KNOWN] = known.read(path) if (path := config.getoption("--bdh-known")) else []
+        except (BDHError, known.KnownError) as error:
+            raise pytest.UsageError(str(error)) from None
+        dtypes, channels = words(config, "--bdh-dtype", ALL), words(config, "--bdh-channel", tuple(CHANNELS))
+        phases = [config.getoption("--bdh-phase")] if config.getoption("--bdh-phase") else []
         config.stash[RUN] = Run(backend, config.getoption("--bdh-device"), config.getoption("--bdh-seed"), name)
-        config.stash[CHECKS] = plan(TIERS[config.getoption("--bdh-tier")], backend.capabilities, dtypes=dtypes)
+        config.stash[CHECKS] = plan(
+            TIERS[config.getoption("--bdh-tier")], backend.capabilities, dtypes=dtypes, channels=channels, phases=phases
+        )
     return config.stash[CHECKS]
+
+
+def words(config: pytest.Config, option: str, names: tuple[str, ...]) -> list[str]:
+    """A list separated by commas, of names that exist."""
+    found = [word for word in config.getoption(option).split(",") if word]
+    if unknown := [word for word in found if word not in names]:
+        raise pytest.UsageError(f"{option}: {unknown[0]!r} is none of {', '.join(names)}")
+    return found
 
 
 def identity(check: Check) -> str:
@@ -50,3 +76,10 @@ def bdh_run(pytestconfig: pytest.Config) -> Run:
     """The port under test and what is known of it so far."""
     planned(pytestconfig)
     return pytestconfig.stash[RUN]
+
+
+@pytest.fixture
+def bdh_known(pytestconfig: pytest.Config) -> list[known.Known]:
+    """The failures that the port's people know."""
+    planned(pytestconfig)
+    return pytestconfig.stash[KNOWN]

@@ -1,0 +1,84 @@
+"""A port that dies, hangs or takes all memory is a finding with its case, and the other checks go on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PORT = """
+import ctypes, os, sys
+import numpy as np
+from bdh_spec import Capabilities
+from bdh_spec.numpy_backend import NumpyBackend, NumpyModel
+
+class Model(NumpyModel):
+    def _loss(self, tokens, targets):
+        {crash}
+        return super()._loss(tokens, targets)
+
+class Port(NumpyBackend):
+    name = "crashing"
+    capabilities = Capabilities(verbs=("forward", "loss"))
+    def _load(self, params, config, **how):
+        print("talk on stdout")
+        return Model(params, config, **how)
+"""
+
+
+def conform(folder: Path, crash: str, *words: str) -> tuple[int, str, str]:
+    """The command on a port that does something terrible in its loss."""
+    (folder / "port.py").write_text(PORT.format(crash=crash))
+    command = [sys.executable, "-m", "bdh_conformance.cli", "port:Port", "--channel", "logits,loss,batch", "--dtype", "float32"]
+    done = subprocess.run([*command, "--tier", "smoke", *words], cwd=folder, capture_output=True, text=True, timeout=120)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("crash", "sentence"),
+    [
+        ("ctypes.string_at(0)", "the process died of SIGSEGV"),
+        ("os.abort()", "the process died of SIGABRT"),
+        ("os._exit(3)", "the process ended with status 3"),
+        ("sys.exit('enough')", "the process ended with status 1"),
+        ("raise KeyboardInterrupt", "the process ended with status 1"),
+        ("while True: pass", "no answer for 3 s"),
+        ("self.taken = [np.ones(2**25) for _ in range(64)]", "it took more than 1 GB"),
+    ],
+)
+def test_the_case_that_ended_a_port_is_named_and_the_other_checks_go_on(tmp_path: Path, crash: str, sentence: str) -> None:
+    status, out, _ = conform(tmp_path, crash, "--time-limit", "3", "--memory-limit", "1")
+    assert status == 1
+    assert f"port:Port gives no answer in loss: {sentence}" in out
+    assert "bdh-conform port:Port --channel loss --dtype float32 --case 'B2 T" in out
+    assert "crashing fails: 3 passed, 1 error" in out
+    assert "talk on stdout" not in out
+
+
+def test_a_healthy_port_passes_and_each_check_is_told_where_nobody_watches(tmp_path: Path) -> None:
+    status, out, err = conform(tmp_path, "pass")
+    assert status == 0, out
+    assert "loss/float32 passed after" in err
+    assert "talk on stdout" in err
+    assert conform(tmp_path, "pass", "--quiet")[2].count("passed") == 0
+
+
+@pytest.mark.parametrize(
+    ("port", "sentence"),
+    [
+        ("class Port(:", "port:Port cannot be imported (SyntaxError"),
+        ("raise OSError('no device')", "port:Port cannot be imported (OSError: no device)"),
+        ("class Port:\n    def __init__(self): raise OSError('no device')", "port:Port cannot be made (OSError: no device)"),
+        ("Port = 3", "port:Port is no bdh_spec.Backend"),
+    ],
+)
+def test_a_port_that_cannot_be_had_gets_one_sentence(tmp_path: Path, port: str, sentence: str) -> None:
+    (tmp_path / "port.py").write_text(port)
+    done = subprocess.run(
+        [sys.executable, "-m", "bdh_conformance.cli", "port:Port"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert len(done.stderr.splitlines()) == 1
