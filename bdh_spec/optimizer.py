@@ -1,4 +1,4 @@
-"""AdamW with clipping by norm: the one optimiser of the protocol, and its NumPy form."""
+"""R16: AdamW with clipping by norm, the one optimiser of the protocol, and its NumPy form."""
 
 from __future__ import annotations
 

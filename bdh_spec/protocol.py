@@ -56,7 +56,11 @@ class State:
 
 
 class Model:
-    """Weights on a device. Arrays go in and out as NumPy: float64 from a float64 model, float32 from any other."""
+    """Weights on a device. Arrays go in and out as NumPy: float64 from a float64 model, float32 from any other.
+
+    Any number of threads may use one model at once, each with states of its own or with states that nobody donates; while
+    ``train_step`` runs, no other thread may use that model.
+    """
 
     def __init__(self, config: BDHConfig, *, device: str, dtype: str, phase: Phase) -> None:
         self.config, self.device, self.dtype, self.phase = config, device, dtype, phase

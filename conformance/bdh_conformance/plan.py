@@ -24,7 +24,7 @@ KINDS = {
     True: ((1.0, "normal"), (20.0, "normal"), (50.0, "normal"), (5.0, "mixed"), (20.0, "mixed"), (5.0, "normal")),
     False: ((1.0, "normal"), (20.0, "normal"), (5.0, "normal")),
 }
-NARROW_SHAPES = (POOL[0], POOL[2], POOL[4])  # JAX compiles each shape anew for each dtype
+OTHER_SHAPES = (POOL[0], POOL[2], POOL[4])  # in dtypes beside the first
 
 # What smoke reads of the published vectors: the first for all channels, the others where it has time for more than one.
 MAIN = ("three_heads",)
@@ -136,9 +136,9 @@ def check(
         return Check(channel, level, dtype, phase, (case,))
     if tier.name == "smoke":
         return Check(channel, level, dtype, phase, smoke(channel, dtype, phase, dtype == base))
-    return Check(
-        channel, level, dtype, phase, tuple(structured(channel, dtype)), tuple(generated(tier, channel, dtype, phase == home))
-    )
+    is_base = dtype == base
+    drawn = tuple(generated(tier, channel, dtype, is_base, phase == home))
+    return Check(channel, level, dtype, phase, tuple(structured(channel, dtype, is_base)), drawn)
 
 
 def unclaimed(channel: Channel, capabilities: Capabilities, dtype: str, phase: Phase) -> str:
@@ -152,32 +152,39 @@ def unclaimed(channel: Channel, capabilities: Capabilities, dtype: str, phase: P
     return ""
 
 
-def structured(channel: Channel, dtype: str) -> Iterator[Case]:
+def structured(channel: Channel, dtype: str, is_base: bool) -> Iterator[Case]:
     """Every shape, with every kind of weights somewhere."""
     if channel.only:
         yield from channel.only
         return
-    for seed, (shape, (scale, weights)) in enumerate(zip(shapes(channel, dtype), cycle(KINDS[dtype in WIDE]), strict=False)):
+    kinds = cycle(KINDS[dtype in WIDE])
+    for seed, (shape, (scale, weights)) in enumerate(zip(shapes(channel, is_base), kinds, strict=False)):
         yield Case(*shape, seed=seed, scale=scale, weights=weights)
     if dtype in WIDE:
         yield from channel.special
 
 
-def generated(tier: Tier, channel: Channel, dtype: str, at_home: bool) -> Iterator[Generated]:
+def generated(tier: Tier, channel: Channel, dtype: str, is_base: bool, at_home: bool) -> Iterator[Generated]:
     """Values drawn for the shapes of the pool, then shapes drawn from the classes of sizes."""
     kinds = KINDS[dtype in WIDE]
     examples = (tier.examples if dtype in WIDE else tier.narrow_examples) // channel.cost
-    if examples:
-        yield Generated(pooled(shapes(channel, dtype), kinds), examples)
-    for name in channel.sizes if dtype in WIDE else channel.narrow_sizes:
-        if tier.sized_examples and at_home:
-            yield Generated(sized(name, tier.longest, kinds), tier.sized_examples, shrinks=False)
+    if examples and not channel.only:
+        yield Generated(pooled(shapes(channel, is_base), kinds), examples)
+    for name in sizes(channel, dtype, is_base) if at_home and tier.sized_examples else ():
+        yield Generated(sized(name, tier.longest, kinds), tier.sized_examples, shrinks=False)
 
 
-def shapes(channel: Channel, dtype: str) -> tuple[Shape, ...]:
-    """The shapes of the pool that a channel takes in a dtype."""
+def shapes(channel: Channel, is_base: bool) -> tuple[Shape, ...]:
+    """The shapes of the pool that a channel takes: fewer in all dtypes but the first, since JAX compiles each anew."""
     fit = (shape for shape in channel.shapes if shape[2] >= channel.min_time)
-    return tuple(shape for shape in fit if dtype in WIDE or shape in NARROW_SHAPES)
+    return tuple(shape for shape in fit if is_base or shape in OTHER_SHAPES)
+
+
+def sizes(channel: Channel, dtype: str, is_base: bool) -> tuple[str, ...]:
+    """The classes of sizes that a channel draws from. A second wide dtype has more to say of kinks, which it does not meet."""
+    if dtype not in WIDE:
+        return channel.narrow_sizes
+    return channel.sizes if is_base or channel.dtypes == WIDE else ()
 
 
 def smoke(channel: Channel, dtype: str, phase: Phase, is_base: bool) -> tuple[Case | Judged, ...]:
@@ -187,5 +194,6 @@ def smoke(channel: Channel, dtype: str, phase: Phase, is_base: bool) -> tuple[Ca
     if channel.name in frozen.OBSERVE and dtype in vectors.DTYPES and phase == "exact":
         found: list[Case | Judged] = [*chosen]
     else:
-        found = [replace(origin(judged), weights="ties" if channel.name == "sampling" else "normal") for judged in chosen]
+        cases = [origin(judged) for judged in chosen]
+        found = [replace(case, weights="ties") for case in cases] if channel.name == "sampling" else [*cases]
     return (*found, Case(*POOL[0], seed=2, scale=50.0)) if names is SMOKE_LOGITS else tuple(found)

@@ -48,6 +48,7 @@ class Channel:
     special: tuple[Case, ...] = ()  # where else some mistakes hide
     only: tuple[Case, ...] = ()  # instead of structured cases, where just these will do
     kinked: Callable[[Case], bool] = lambda case: False  # whether it shows that float32 rounding flips a relu
+    partial: bool = False  # asks for more than its verbs where a port claims more
     cost: int = 1  # how many times dearer a case is than one of logits
     smoke: Literal["", "first dtype", "every dtype"] = ""  # whether smoke has time for it
     once: bool = False  # looks at choices and not at rounding: the first dtype is enough
@@ -64,7 +65,10 @@ class Channel:
         """Every array of an observation against what it should be, in the specification's order."""
         if self.judge:
             return self.judge(observed, case, dtype, phase)
-        return against(observed, self.expected(case, dtype, phase))
+        expected = self.expected(case, dtype, phase)
+        if self.partial:
+            expected = {name: expectation for name, expectation in expected.items() if name in observed}
+        return against(observed, expected)
 
 
 def against(observed: Mapping[str, Array], expected: Mapping[str, Expectation]) -> list[Comparison]:

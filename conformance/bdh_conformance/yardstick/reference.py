@@ -13,7 +13,7 @@ from bdh_spec.numpy_backend import NumpyBackend, NumpyModel
 from bdh_spec.params import Array, Params
 from bdh_spec.rope import Phase
 
-READS = 64  # pieces in which a text is read step by step: enough to add up in another order, few enough for long texts
+READS = 256  # pieces in which a text is read step by step: enough to add up in another order, few enough for long texts
 
 
 class Specification(NumpyModel):
