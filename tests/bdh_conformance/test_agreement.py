@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import bdh_spec
 from bdh_conformance import Expectation, assert_agrees, expect
 from bdh_conformance.channels import CHANNELS
 from bdh_conformance.channels.loading import load
@@ -131,3 +132,12 @@ def test_training_that_multiplies_rounding_by_millions_accuses_nobody(dtype: str
     assert training.expected(CANCELS, "float64")["turns.1.loss"].allowed > 1e-10
     observed = training.observe(load(get_backend("torch"), CANCELS, dtype, device="cpu"), CANCELS)
     assert not any(comparison.complaint for comparison in training.compare(observed, CANCELS, dtype))
+
+
+@pytest.mark.parametrize("time", [64, 65, 103, 400])
+def test_a_trained_model_is_allowed_no_more_in_a_long_text_than_rounding_makes(time: int) -> None:
+    """Its first rows of attention are sums of zeros: noise on those, which a norm blows up, once allowed 1e-2."""
+    params, config = bdh_spec.read()
+    tokens = np.frombuffer((b"Objects are compared by the values that they hold. " * 8)[:time], np.uint8)[None]
+    logits = expect(lambda p: {"logits": model.forward(tokens, p, config)}, params, "float32", runs=2)["logits"]
+    assert np.max(logits.allowed) < 5e-5

@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pytest
-from bdh_conformance.cases import CONFIGS, Case
 
 import bdh_spec
 from bdh_conformance import Expectation, assert_agrees
 from bdh_conformance.channels import CHANNELS
+from bdh_conformance.yardstick.cases import CONFIGS, Case
 from bdh_spec import AdamW, Model
 
 Item = TypeVar("Item")

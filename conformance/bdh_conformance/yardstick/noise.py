@@ -85,7 +85,7 @@ class Noisy(np.ndarray[Any, Any]):
         assert self.rng is not None  # to nearest there is nothing to draw
         for part, terms in parts:
             total = total + part
-            total = total + self.rng.uniform(-0.5, 0.5, np.shape(total)) * spacing(total, fine) * np.sqrt(terms)
+            total = total + self.rng.uniform(-0.5, 0.5, np.shape(total)) * spacing(total, fine) * np.sqrt(terms) * (total != 0)
         return total
 
     def rounded(self, exact: Any, ufunc: np.ufunc) -> Any:
