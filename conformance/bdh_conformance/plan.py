@@ -26,18 +26,6 @@ KINDS = {
 }
 OTHER_SHAPES = (POOL[0], POOL[2], POOL[4])  # in dtypes beside the first
 
-# What smoke reads of the published vectors: the first for all channels, the others where it has time for more than one.
-MAIN = ("three_heads",)
-SMOKE_LOGITS = (
-    "first_steps",
-    "fresh_weights",
-    "three_heads",
-    "square_head",
-    "square_encoder",
-    "mixed_scales",
-    "wide_vocabulary",
-)
-
 
 @dataclass(frozen=True)
 class Tier:
@@ -135,7 +123,7 @@ def check(
     if case is not None:
         return Check(channel, level, dtype, phase, (case,))
     if tier.name == "smoke":
-        return Check(channel, level, dtype, phase, smoke(channel, dtype, phase, dtype == base))
+        return Check(channel, level, dtype, phase, smoke(channel, dtype, phase))
     is_base = dtype == base
     drawn = tuple(generated(tier, channel, dtype, is_base, phase == home))
     return Check(channel, level, dtype, phase, tuple(structured(channel, dtype, is_base)), drawn)
@@ -187,13 +175,10 @@ def sizes(channel: Channel, dtype: str, is_base: bool) -> tuple[str, ...]:
     return channel.sizes if is_base or channel.dtypes == WIDE else ()
 
 
-def smoke(channel: Channel, dtype: str, phase: Phase, is_base: bool) -> tuple[Case | Judged, ...]:
-    """The published vectors where there are any for this channel, and elsewhere the cases that they were made from."""
-    names = SMOKE_LOGITS if channel.name == "logits" and is_base else MAIN
-    chosen = [judged for judged in frozen.published() if judged.vector.name in names]
-    if channel.name in frozen.OBSERVE and dtype in vectors.DTYPES and phase == "exact":
-        found: list[Case | Judged] = [*chosen]
-    else:
-        cases = [origin(judged) for judged in chosen]
-        found = [replace(case, weights="ties") for case in cases] if channel.name == "sampling" else [*cases]
-    return (*found, Case(*POOL[0], seed=2, scale=50.0)) if names is SMOKE_LOGITS else tuple(found)
+def smoke(channel: Channel, dtype: str, phase: Phase) -> tuple[Case | Judged, ...]:
+    """The published vectors where they hold anything for this channel, and elsewhere the cases that they were made from."""
+    chosen = [judged for judged in frozen.published() if judged.vector.name in channel.vectors]
+    if channel.published and dtype in vectors.DTYPES and phase == "exact":
+        return (*chosen, *channel.smoke_special)
+    cases = (origin(judged) for judged in chosen)
+    return (*(replace(case, weights=channel.smoke_weights or case.weights) for case in cases), *channel.smoke_special)

@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from bdh_conformance.files.vectors import Vector
 from bdh_conformance.yardstick.agreement import Comparison, compare
 from bdh_conformance.yardstick.cases import POOL, Case
 from bdh_conformance.yardstick.reference import Specification, Stepwise
@@ -51,6 +52,10 @@ class Channel:
     partial: bool = False  # asks for more than its verbs where a port claims more
     cost: int = 1  # how many times dearer a case is than one of logits
     smoke: Literal["", "first dtype", "every dtype"] = ""  # whether smoke has time for it
+    vectors: tuple[str, ...] = ("three_heads",)  # the published vectors that smoke reads, by their names
+    published: Callable[[Model, Vector], Observed] | None = None  # what they hold for it; None: their cases are taken alone
+    smoke_weights: str = ""  # other weights than those of the vectors' cases
+    smoke_special: tuple[Case, ...] = ()  # what smoke looks at beside them
     once: bool = False  # looks at choices and not at rounding: the first dtype is enough
     relative: bool = False  # rests on an offset of positions changing nothing, which phases in float32 do not keep
     every_phase: bool = False  # has something to say of phases in which a port is not at home

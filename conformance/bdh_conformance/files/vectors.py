@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 import bdh_spec
-from bdh_conformance.channels.recurrent import by_pair
+from bdh_conformance.yardstick.agreement import by_pair
 from bdh_conformance.yardstick.cases import Case
 from bdh_conformance.yardstick.reference import Specification
 from bdh_conformance.yardstick.tolerances import FLOAT64, FLOOR, Expectation, expect, honest
@@ -27,7 +27,7 @@ from bdh_spec.files import read_safetensors, write_safetensors
 from bdh_spec.model import init_state
 from bdh_spec.params import Array
 from bdh_spec.rope import Phase, frequencies, rotation
-from bdh_spec.sampling import sample, uniform
+from bdh_spec.sampling import Sampling, sample, uniform
 
 SCHEMA = 1
 VERSION = "1.0"  # the newest published set
@@ -246,8 +246,8 @@ def sampled(vector: Vector, dtype: str) -> dict[str, Expectation]:
     lines = list(zip(*(vector.inputs[f"sampling.{name}"] for name in names), strict=True))
     uniforms = [uniform(int(seed), int(position), int(row)) for *_, seed, position, row in lines]
     tokens = [
-        sample(logits, draw, temperature, int(top_k))
-        for (logits, temperature, top_k, *_), draw in zip(lines, uniforms, strict=True)
+        sample(logits, draw, Sampling(temperature, int(top_k), int(seed)))
+        for (logits, temperature, top_k, seed, *_), draw in zip(lines, uniforms, strict=True)
     ]
     rounding = 0.0 if dtype == "float64" else FLOOR
     return {
