@@ -10,13 +10,14 @@ from typing import NamedTuple
 from hypothesis.strategies import SearchStrategy
 
 from bdh_conformance.channels import CHANNELS
-from bdh_conformance.channels.channel import ALL, WIDE, Channel
-from bdh_conformance.files import frozen, vectors
+from bdh_conformance.channels.channel import Channel
+from bdh_conformance.files import frozen
 from bdh_conformance.files.vectors import Judged, origin
 from bdh_conformance.yardstick.cases import POOL, Case
 from bdh_conformance.yardstick.sizes import Shape
 from bdh_conformance.yardstick.strategies import pooled, sized
 from bdh_spec import Capabilities
+from bdh_spec.dtypes import DTYPES, WIDE
 from bdh_spec.rope import PHASES, Phase
 
 # Scale and kind of weights. The narrow types hold neither mixed nor very large weights: scores overflow in float16.
@@ -81,11 +82,11 @@ def plan(
 ) -> list[Check]:
     """Everything that a tier looks at; with a case, every channel on that case alone."""
     wanted = [CHANNELS[name] for name in channels or CHANNELS]
-    base = next((d for d in (*dtypes, *ALL) if d in capabilities.dtypes), ALL[0])
+    base = next((d for d in (*dtypes, *DTYPES) if d in capabilities.dtypes), DTYPES[0])
     home = next((phase for phase in PHASES if phase in capabilities.phases), PHASES[0])
     return [
         check(tier, capabilities, channel, dtype, phase, base, home, case)
-        for dtype in dtypes or ALL
+        for dtype in dtypes or DTYPES
         for phase in phases or PHASES
         for channel in wanted
         if applies(channel, dtype, phase, base, home) and (case or channels or in_tier(tier, channel, dtype, phase, base, home))
@@ -178,7 +179,7 @@ def sizes(channel: Channel, dtype: str, is_base: bool) -> tuple[str, ...]:
 def smoke(channel: Channel, dtype: str, phase: Phase) -> tuple[Case | Judged, ...]:
     """The published vectors where they hold anything for this channel, and elsewhere the cases that they were made from."""
     chosen = [judged for judged in frozen.published() if judged.vector.name in channel.vectors]
-    if channel.published and dtype in vectors.DTYPES and phase == "exact":
+    if channel.published and dtype in WIDE and phase == "exact":
         return (*chosen, *channel.smoke_special)
     cases = (origin(judged) for judged in chosen)
     return (*(replace(case, weights=channel.smoke_weights or case.weights) for case in cases), *channel.smoke_special)

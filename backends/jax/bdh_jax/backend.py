@@ -18,6 +18,7 @@ from bdh_jax.generation import advance_donated, advance_kept, buffer_length, pie
 from bdh_jax.model import RecurrentState, init_state, wide
 from bdh_jax.rope import words
 from bdh_spec.config import BDHConfig
+from bdh_spec.dtypes import DTYPES
 from bdh_spec.errors import CapabilityError
 from bdh_spec.model import IGNORE
 from bdh_spec.model import RecurrentState as ExportedState
@@ -129,7 +130,7 @@ class JAXBackend(Backend):
     """The port named ``jax``. Its devices are JAX's platforms: ``cuda``, ``rocm``, ``tpu``, ``cpu``, or ``cuda:1``."""
 
     name = "jax"
-    capabilities = Capabilities(dtypes=("float32", "bfloat16", "float16", "float64"))
+    capabilities = Capabilities(dtypes=DTYPES)
 
     def version(self) -> str:
         return f"jax {jax.__version__}"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bdh_spec import AdamW, BDHConfig, CapabilityError
+from bdh_spec.dtypes import DTYPES
 from bdh_spec.model import RecurrentState as ExportedState
 from bdh_spec.model import Stages
 from bdh_spec.params import Array, Params
@@ -174,7 +175,7 @@ class TorchBackend(Backend):
     """The port named ``torch``."""
 
     name = "torch"
-    capabilities = Capabilities(dtypes=("float32", "bfloat16", "float16", "float64"), verbs=VERBS)
+    capabilities = Capabilities(dtypes=DTYPES, verbs=VERBS)
 
     def version(self) -> str:
         return f"torch {torch.__version__}"

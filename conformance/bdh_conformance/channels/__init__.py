@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from bdh_conformance.channels import dropout, refusals, sampling
-from bdh_conformance.channels.channel import WIDE, Channel
+from bdh_conformance.channels.channel import Channel
 from bdh_conformance.channels.inputs import inputs_reference, observe_inputs
 from bdh_conformance.channels.order import observe_order
 from bdh_conformance.channels.ownership import judge_pairs, observe_determinism, observe_mutation
@@ -28,6 +28,7 @@ from bdh_conformance.yardstick import kinks
 from bdh_conformance.yardstick.cases import CONFIGS, POOL, Case
 from bdh_conformance.yardstick.sizes import LENGTHS, WIDTHS
 from bdh_spec import BDHConfig
+from bdh_spec.dtypes import WIDE
 
 PLAIN = Case(CONFIGS["plain"], 2, 6, 1, 5.0)
 HUGE = (replace(PLAIN, scale=200.0),)  # codes beyond 6

@@ -18,13 +18,12 @@ from bdh_conformance.yardstick.reference import Specification, Stepwise
 from bdh_conformance.yardstick.sizes import LONG, Shape
 from bdh_conformance.yardstick.tolerances import NOISE_RUNS, Expectation, expect
 from bdh_spec import Model, Params
+from bdh_spec.dtypes import DTYPES
 from bdh_spec.params import Array
 from bdh_spec.rope import Phase
 
 Observed = dict[str, Array]
 Judge = Callable[[Observed, Case, str, Phase], list[Comparison]]
-WIDE = ("float32", "float64")
-ALL = (*WIDE, "bfloat16", "float16")
 
 LONG_NOISE_RUNS = 3
 
@@ -39,7 +38,7 @@ class Channel:
     verbs: tuple[str, ...]
     observe: Callable[[Model, Case], Observed]
     judge: Judge | None = None  # None: against the specification, with the tolerance of rounding
-    dtypes: tuple[str, ...] = ALL
+    dtypes: tuple[str, ...] = DTYPES
     prepare: Callable[[Case], Case | None] = lambda case: case  # the case as this channel needs it; None: not fit for it
     min_time: int = 1
     reference: Callable[[Model, Case], Observed] | None = None  # the same by a shorter way, where all ways are one

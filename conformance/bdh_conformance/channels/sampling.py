@@ -11,7 +11,8 @@ import numpy as np
 from bdh_conformance.yardstick.agreement import Comparison
 from bdh_conformance.yardstick.cases import Case
 from bdh_conformance.yardstick.reference import Specification
-from bdh_conformance.yardstick.tolerances import FACTOR, FLOOR, as_numpy_dtype
+from bdh_conformance.yardstick.tolerances import FACTOR, FLOOR
+from bdh_spec.dtypes import numpy_dtype
 from bdh_spec.numpy_backend import NumpyBackend
 from bdh_spec.params import Array, cast
 from bdh_spec.protocol import Model
@@ -170,7 +171,7 @@ def ways(case: Case) -> dict[str, Callable[[Model, Case], Array]]:
 
 def judge(observed: Mapping[str, Array], case: Case, dtype: str, phase: Phase) -> list[Comparison]:
     """The specification's texts, token by token, except where rounding decides between two candidates (R14)."""
-    held = cast(case.params, as_numpy_dtype(dtype))
+    held = cast(case.params, numpy_dtype(dtype))
     wide, narrow = (Specification(cast(held, d), case.config, phase) for d in (np.float64, np.float32))
     by_name = {name(setting): setting for setting in settings(case)}
     compared = []
