@@ -1,6 +1,12 @@
-"""What the dtypes of weights are called, so that one word means one thing on every command line."""
+"""Arrays, and what the dtypes of weights are called, so that one word means one thing on every command line."""
 
 from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy.typing as npt
+
+Array: TypeAlias = npt.NDArray[Any]
 
 SYNONYMS = {
     "f64": "float64",

@@ -18,6 +18,7 @@ LEVELS = (
     "training",
     "sampling",
     "padding",
+    "frequencies",
     "threads",
     "refusals",
     "float64",
