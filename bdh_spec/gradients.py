@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from bdh_spec.config import BDHConfig
-from bdh_spec.model import EPS, IGNORE, Stages, layer_norm, log_softmax, loss, merge_heads, readout, run
+from bdh_spec.model import EPS, IGNORE, Stages, frequencies_of, layer_norm, log_softmax, loss, merge_heads, readout, run
 from bdh_spec.params import Array, Params
-from bdh_spec.rope import Phase, frequencies_of, rotation, swap
+from bdh_spec.rope import Phase, rotation, swap
 
 
 def gradients(

@@ -15,7 +15,7 @@ from numpy.typing import DTypeLike
 
 from bdh_spec.config import BDHConfig
 from bdh_spec.params import Array, Params
-from bdh_spec.rope import Phase, frequencies_of, rope, rotation
+from bdh_spec.rope import Phase, frequencies, rope, rotation
 
 EPS = 1e-5
 IGNORE = -100  # targets of this value count for nothing
@@ -77,6 +77,11 @@ def read(memory: Array, rotated: Array) -> Array:
 def write(memory: Array, rotated: Array, x: Array) -> Array:
     """The state after these tokens (R13)."""
     return memory + rotated.swapaxes(-1, -2) @ x[:, None]  # B h N D
+
+
+def frequencies_of(config: BDHConfig) -> Array:
+    """Turns per token of each neuron of a model (N,): its own table if it brings one, or else the normative one."""
+    return frequencies(config.n_neurons) if config.freqs is None else config.freqs.array
 
 
 def layer(x: Array, params: Params, cos: Array, sin: Array, memory: Array | None = None, keep: Array | float = 1.0) -> Stages:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import InitVar, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from bdh_spec.dtypes import Array
 from bdh_spec.errors import ConfigError
-
-if TYPE_CHECKING:
-    from bdh_spec.config import BDHConfig
 
 Phase: TypeAlias = Literal["exact", "float32"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
@@ -96,11 +93,6 @@ def is_stored(table: Array, stored: Array, eps: float, tiny: float) -> bool:
     """Whether frequencies from a file are those of a table, but for a relative rounding of ``eps``, or ``tiny`` at least."""
     wanted, values = table.astype(np.float64), stored.astype(np.float64)
     return bool((np.abs(values - wanted) <= eps * np.abs(wanted) + tiny).all())
-
-
-def frequencies_of(config: BDHConfig) -> Array:
-    """Turns per token of each neuron of a model (N,): its own table if it brings one, or else the normative one."""
-    return frequencies(config.n_neurons) if config.freqs is None else config.freqs.array
 
 
 def turns(positions: Array, table: Array, phase: Phase) -> Array:

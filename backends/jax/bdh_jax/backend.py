@@ -22,7 +22,7 @@ from bdh_spec.errors import CapabilityError
 from bdh_spec.model import IGNORE, RecurrentState
 from bdh_spec.optimizer import AdamW
 from bdh_spec.params import Array, Params, cast
-from bdh_spec.protocol import Backend, Capabilities, Model
+from bdh_spec.protocol import USUAL, Backend, Capabilities, Model
 from bdh_spec.rope import Phase
 
 PLATFORMS = ("cuda", "rocm", "tpu", "cpu")  # JAX's own names, the best first
@@ -128,7 +128,7 @@ class JAXBackend(Backend):
     """The port named ``jax``. Its devices are JAX's platforms: ``cuda``, ``rocm``, ``tpu``, ``cpu``, or ``cuda:1``."""
 
     name = "jax"
-    capabilities = Capabilities(dtypes=("float32", "bfloat16", "float16", "float64"))
+    capabilities = Capabilities(dtypes=("float32", "bfloat16", "float16", "float64"), verbs=(*USUAL, "frequencies"))
 
     def version(self) -> str:
         return f"jax {jax.__version__}"

@@ -174,7 +174,7 @@ FIXED = Place("rope", "(positions.astype(np.uint64)[:, None] * fixed_point(table
 COS_SIN = Place("rope", "return np.cos(angle), np.sin(angle)", BOTH)
 QUARTER = Place("rope", "quarter[..., 0::2] = -v[..., 1::2]", BOTH)
 TURNED = Place("model", "rotated = rope(x_sparse, cos, sin)", BOTH)
-TABLE = Place("rope", "return frequencies(config.n_neurons) if config.freqs is None else config.freqs.array", BOTH)
+TABLE = Place("model", "return frequencies(config.n_neurons) if config.freqs is None else config.freqs.array", BOTH)
 EXPONENT = Place("rope", ".astype(np.float32) / np.float32(n_neurons)", ("phases",))
 PHASE = Place("rope", 'if phase == "float32":', ("phases",))
 ROUNDED = Place("rope", "* turns(positions, table, phase)).astype(dtype)", BOTH)
@@ -1174,7 +1174,7 @@ REFUSALS = [
 ]
 
 # R4 with frequencies of a model's own
-OWN_TABLE = Place("rope", "else config.freqs.array", ("frequencies",))
+OWN_TABLE = Place("model", "else config.freqs.array", ("frequencies",))
 ROPE_GRADIENT = Place("gradients", "return d_rotated * cos - swap(d_rotated * sin)", ("frequencies",))
 OWN_FREQUENCIES = [
     OWN_TABLE("own_table_ignored", "else frequencies(config.n_neurons)", "the model's own frequencies are ignored"),

@@ -12,11 +12,9 @@ from bdh_conformance.channels.parallel import at_once
 from bdh_conformance.channels.recurrent import memories, ragged, read
 from bdh_conformance.channels.training import batch, settings, trainable
 from bdh_conformance.yardstick.cases import Case
-from bdh_conformance.yardstick.sizes import LONG, pieces
+from bdh_conformance.yardstick.sizes import LONG
 from bdh_spec import Model, RecurrentState
 from bdh_spec.rope import Phase
-
-KINDS = ("trained", "paired", "trained")  # mostly tables whose neurons turn each by itself
 
 LATER: dict[Phase, tuple[int, ...]] = {"exact": (300, 10**6, 2**40 + 7), "float32": (300, 70_000)}
 STEPS = 2
@@ -24,16 +22,15 @@ STEPS = 2
 
 def with_own(case: Case) -> Case:
     """The case with a table of its own, without dropout, and with relus that rounding does not flip."""
-    own = case.freqs if case.freqs != "published" else KINDS[case.seed % len(KINDS)]
-    return trainable(replace(case, freqs=own))
+    return trainable(replace(case, freqs=case.freqs if case.freqs != "published" else "trained"))
 
 
 def observe_frequencies(model: Model, case: Case) -> Observed:
-    """Whatever the port claims, on a model that brings its own table."""
-    seen = {"logits": model.forward(case.tokens)} | observe_decode(model, case)
+    """Whatever the port claims, on a model that brings its own table; of a long text the logits."""
+    logits = model.forward(case.tokens)
     if case.time > LONG:
-        return seen
-    seen |= observe_padded(model, case)
+        return {"logits": logits}
+    seen = {"logits": logits} | observe_decode(model, case) | observe_padded(model, case)
     if claims(model, "trace"):
         seen |= prefixed("trace", model.trace(case.tokens))
     if claims(model, "loss"):
@@ -50,16 +47,13 @@ def frequencies_reference(model: Model, case: Case) -> Observed:
     """The same; of a long text from one reading."""
     if case.time <= LONG:
         return observe_frequencies(model, case)
-    logits = at_once(model, case.tokens)
-    return {"logits": logits, "in_pieces.logits": logits}
+    return {"logits": at_once(model, case.tokens)}
 
 
 def observe_decode(model: Model, case: Case) -> Observed:
     """The text token by token and in pieces."""
     if not claims(model, "advance"):
         return {}
-    if case.time > LONG:
-        return {"in_pieces.logits": read(model, case.tokens, pieces(case))}
     plans = {"ones": (1,) * case.time, "ragged": ragged(case.time)}
     return {f"{name}.logits": read(model, case.tokens, plan) for name, plan in plans.items()}
 
@@ -68,7 +62,7 @@ def observe_padded(model: Model, case: Case) -> Observed:
     """Texts of different lengths, whose positions count from the first token of each."""
     if not claims(model, "padded"):
         return {}
-    lengths = np.linspace(case.time, 1, case.batch).round().astype(np.int64)
+    lengths = np.maximum(case.time - 1 - np.arange(case.batch) % 2, 1)  # of one token alone no position shows
     is_padding = np.arange(case.time) < case.time - lengths[:, None]  # B T
     drawn = np.random.default_rng(case.seed).integers(0, case.config.vocab_size, case.tokens.shape)
     return {"padded.logits": model.forward_padded(np.where(is_padding, drawn, case.tokens), lengths)}

@@ -24,9 +24,9 @@ from bdh_conformance.yardstick.reference import Specification
 from bdh_conformance.yardstick.tolerances import FLOAT64, FLOOR, Expectation, expect, honest
 from bdh_spec import SPEC_VERSION, BDHConfig, BDHError, Model, Params, RecurrentState
 from bdh_spec.files import read_safetensors, write_safetensors
-from bdh_spec.model import init_state
+from bdh_spec.model import frequencies_of, init_state
 from bdh_spec.params import Array
-from bdh_spec.rope import Phase, frequencies, frequencies_of, rotation
+from bdh_spec.rope import Phase, frequencies, rotation
 from bdh_spec.sampling import sample, uniform
 
 SCHEMA = 1

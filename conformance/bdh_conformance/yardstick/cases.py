@@ -32,7 +32,7 @@ class Case:
     freqs: str = field(default="published", kw_only=True)  # how fast neurons turn, of which the configuration is made to tell
 
     def __post_init__(self) -> None:
-        rng = np.random.default_rng([self.seed, self.config.n_neurons])
+        rng = np.random.default_rng(self.config.n_neurons)  # one table for all seeds: JAX compiles a model for its table
         object.__setattr__(self, "config", replace(self.config, freqs=TABLES[self.freqs](self.config.n_neurons, rng)))
 
     def __str__(self) -> str:
@@ -62,7 +62,7 @@ class Case:
         if missing := [size for size in SIZES if size not in sizes]:
             raise ValueError(f"the case {text!r} lacks {', '.join(missing)}: give one such as {cls(CONFIGS['plain'])}")
         numbers = {name: sizes[size] for size, name in SIZES.items()}
-        config = BDHConfig(**numbers, dropout=float(rest.get("dropout", DROPOUT)))
+        config = BDHConfig.from_dict({**numbers, "dropout": float(rest.get("dropout", DROPOUT))})
         if sizes.get("N", config.n_neurons) != config.n_neurons:
             raise ValueError(f"N{sizes['N']} in a case whose other sizes make it N{config.n_neurons}: leave N out")
         kinds = {"weights": rest.get("weights", "normal"), "freqs": rest.get("freqs", "published")}
