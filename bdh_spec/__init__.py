@@ -14,6 +14,7 @@ from bdh_spec.errors import (
     CheckpointError,
     ConfigError,
     ForeignTokensWarning,
+    OwnFrequenciesWarning,
     ParamsError,
     SamplingError,
     StateError,
@@ -24,6 +25,7 @@ from bdh_spec.optimizer import AdamW
 from bdh_spec.params import Params, fingerprint, init
 from bdh_spec.protocol import Backend, Capabilities, Model, State
 from bdh_spec.registry import PortReport, backends, choose, get_backend, load, read
+from bdh_spec.rope import Frequencies
 
 __version__ = "0.1.0"
 
@@ -39,7 +41,9 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "ForeignTokensWarning",
+    "Frequencies",
     "Model",
+    "OwnFrequenciesWarning",
     "Params",
     "ParamsError",
     "PortReport",

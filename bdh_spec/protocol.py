@@ -23,7 +23,7 @@ from bdh_spec.rope import MAX_POSITION, PHASES, Phase
 from bdh_spec.sampling import Sampling, check_length, fresh_seed, sample, uniform
 
 USUAL = ("forward", "advance", "loss", "gradients", "trace", "state", "train")
-OPTIONAL = ("padded",)  # a port that has one of these names it in its capabilities
+OPTIONAL = ("padded", "frequencies")  # a port that has one of these names it in its capabilities
 VERBS = (*USUAL, *OPTIONAL)
 
 NEXT_STEPS = {"padded": "read each text by itself with forward"}
@@ -264,6 +264,11 @@ class Backend(ABC):
         self._demand("dtype", dtype, self.capabilities.dtypes)
         self._demand("phase", phase, self.capabilities.phases)
         self._demand("device", device.split(":")[0], self.devices())  # cuda:1 is a cuda
+        if config.freqs is not None and "frequencies" not in self.capabilities.verbs:
+            raise CapabilityError(
+                f"the {self.name} port runs BDH's frequency table only, and this model brings its own: ask a port that claims"
+                " frequencies, such as numpy"
+            )
         model = self._load(params, config, device=device, dtype=dtype, phase=phase)
         model.backend = self.name
         return model

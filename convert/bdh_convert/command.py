@@ -64,7 +64,9 @@ class Dtype(click.ParamType[str]):
 @click.option("--weights", metavar="NAME", help="Which set of weights, where a file holds several, such as ema.")
 @click.option("--n-layer", type=click.IntRange(1), help="The number of layers, where nothing written tells it.")
 @click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), help="The dropout of training, likewise.")
-@click.option("--freqs", type=click.Choice(("keep", "reset")), help="What to do with frequencies that are not BDH's.")
+@click.option(
+    "--freqs", type=click.Choice(("keep", "reset")), help="Of frequencies that are not BDH's: compute by them, or by BDH's."
+)
 @click.option("--no-verify", is_flag=True, help="Do not read the result back and run both sides.")
 @click.option("--allow-nonfinite", is_flag=True, help="Convert weights that hold NaN or infinity.")
 @click.option("--inspect", "inspected", is_flag=True, help="Show what FILE holds, and convert nothing.")
@@ -147,6 +149,7 @@ def _as_json(route: Route, outcome: Outcome, notes: Sequence[str]) -> dict[str, 
         "dtypes": sorted({weight.dtype.name for weight in checkpoint.weights}),
         "verified": outcome.losses is not None,
         "losses": outcome.losses,
+        "freqs": checkpoint.freqs,
         "notes": [shown(note) for note in notes],
     }
 
@@ -160,8 +163,10 @@ def _answer(route: Route, outcome: Outcome) -> str:
         return f"{written}, not verified"
     before, after = outcome.losses
     layers = checkpoint.config.n_layer
+    own, bdhs = (" by its own frequencies", " by BDH's") if checkpoint.freqs == "reset" else ("", "")
     part = f", by the first {MOST_LAYERS} of {layers:,} layers" if layers > MOST_LAYERS else ""
-    return f"{written}, read back bit for bit\nloss on a sentence: {before:.6f} before, {after:.6f} after{part}"
+    losses = f"{before:.6f} before{own}, {after:.6f} after{bdhs}"
+    return f"{written}, read back bit for bit\nloss on a sentence: {losses}{part}"
 
 
 @contextmanager

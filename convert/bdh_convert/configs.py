@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,13 +9,12 @@ from typing import Any
 from bdh_convert.find import children, some
 from bdh_convert.pickle_file import Foreign
 from bdh_convert.vocabulary import is_about_training
-from bdh_spec.config import BDHConfig
+from bdh_spec.config import SIZES, BDHConfig
 from bdh_spec.errors import ConfigError, ParamsError
 from bdh_spec.files import shown
 from bdh_spec.params import Params
 from bdh_spec.rope import THETA
 
-OURS = tuple(field.name for field in dataclasses.fields(BDHConfig))
 LARGEST = 2**31  # of the six numbers: no machine runs a model beyond
 ALIASES = {"num_hidden_layers": "n_layer", "hidden_size": "n_embd", "num_attention_heads": "n_head"}
 
@@ -131,12 +129,12 @@ def sizes(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Those of our six numbers that a foreign configuration tells, if it describes no other model."""
     flat = {ALIASES.get(key, key): value for key, value in _unnested(raw).items()}
     for key, value in flat.items():
-        if key not in OURS and not _leaves_bdh_alone(key, value):
+        if key not in SIZES and not _leaves_bdh_alone(key, value):
             raise ConfigError(
                 f"the configuration has {shown(key, 80)} = {_spelt(value)}, which BDH has not: another model, or a key that can"
                 " go"
             )
-    return {key: _number(key, flat[key]) for key in OURS if flat.get(key) is not None}
+    return {key: _number(key, flat[key]) for key in SIZES if flat.get(key) is not None}
 
 
 def _number(key: str, value: Any) -> float | int:

@@ -11,7 +11,7 @@ import numpy as np
 from bdh_convert import verify
 from bdh_convert.checkpoint import Checkpoint, open_checkpoint
 from bdh_convert.containers import WRITTEN, Container
-from bdh_convert.dialects import DIALECTS, Dialect, to_dialect
+from bdh_convert.dialects import DIALECTS, TARGETS, Dialect, to_dialect
 from bdh_convert.metadata import about
 from bdh_convert.raw import chunks
 from bdh_convert.steps import NOTHING_SAID, Wishes
@@ -41,16 +41,17 @@ class Outcome:
 
     path: Path
     checkpoint: Checkpoint  # what was written, as read from the source
-    losses: tuple[float, float] | None  # of the source and of the result; None if not verified
+    losses: tuple[float, float] | None  # of the source and of the result, each by its own frequencies; None if not verified
 
 
 def convert(source: Path, target: str, output: Path | None, settings: Settings, watch: Watch = ignore) -> Outcome:
     """Write a checkpoint in the target dialect, whole or not at all."""
     dialect = DIALECTS[target]
     original = open_checkpoint(source, settings.wishes)
-    if original.freqs and not dialect.freqs:
+    if original.config.freqs and not (dialect.freqs or dialect.own_freqs):
         raise CheckpointError(
-            f"{target} files store no frequencies, so --freqs keep cannot: use --freqs reset, or torch or mlx"
+            f"{target} files store no frequencies, so --freqs keep cannot: use --freqs reset, which writes BDH's, or convert to"
+            f" {', '.join(name for name in TARGETS if DIALECTS[name].freqs or DIALECTS[name].own_freqs)}"
         )
     output = output or default_output(source, original.dialect, dialect)
     container = container_of(output, dialect)
@@ -59,7 +60,7 @@ def convert(source: Path, target: str, output: Path | None, settings: Settings, 
     total = 3 * total + 2 * verify.traffic(original) if settings.verify else total  # written, compared with the source, run
     original = watched(original, total, watch)
     wanted = _prepared(original, settings)
-    tensors = to_dialect(dialect, wanted.weights, wanted.config, wanted.freqs)
+    tensors = to_dialect(dialect, wanted.weights, wanted.config, wanted.config.freqs)
     with container.whole(output, replace=settings.force) as part:
         container.writer(part, tensors, about(wanted.config, target, wanted.tokenizer))
         losses = _verified(part, wanted, original, target, settings, total, watch) if settings.verify else None
@@ -125,4 +126,4 @@ def _verified(
     """Read the file back, compare every bit, and run both sides."""
     written = watched(open_checkpoint(part, Wishes(dialect=target, freqs=settings.wishes.freqs)), total, watch)
     verify.compare(written, wanted)
-    return verify.loss(original), verify.loss(written)
+    return verify.loss(original, original.own), verify.loss(written)

@@ -19,7 +19,7 @@ def about(config: BDHConfig, dialect: str, tokenizer: str | None) -> dict[str, s
 
 
 def said_of_itself(path: Path, found: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration, dialect and tokenizer among a file's metadata, as fields of Contents."""
+    """The configuration, dialect and tokenizer among a file's metadata, and whose it is, as fields of Contents."""
     metadata = {key: value for key, value in found.items() if isinstance(value, str)}
     if metadata.get("format") == checkpoint.STATE_FORMAT:
         raise CheckpointError(f"{path} is a saved recurrent state and holds no weights: name the checkpoint it came from")
@@ -36,6 +36,7 @@ def said_of_itself(path: Path, found: Mapping[str, Any]) -> dict[str, Any]:
         "config": parse_config(path, metadata["config"]) if ours else None,
         "dialect": dialect,
         "tokenizer": metadata.get("tokenizer") if ours else None,
+        "is_ours": ours,
     }
 
 

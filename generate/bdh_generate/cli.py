@@ -24,6 +24,7 @@ from bdh_spec.dtypes import dtype_name
 from bdh_spec.files import shown
 from bdh_spec.params import Array, count, fingerprint
 from bdh_spec.protocol import as_tokens
+from bdh_spec.registry import Freqs
 from bdh_spec.sampling import Sampling, check_length
 
 MISUSE, INTERRUPTED, TERMINATED = 2, 130, 143
@@ -42,6 +43,7 @@ SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".npz", ".bin")  # of checkp
 @click.option("--temperature", default=1.0, show_default=True, help="0 always takes the likeliest byte.")
 @click.option("--top-k", type=int, help="Choose among the k likeliest bytes only.  [default: all]")
 @click.option("--n-layer", type=int, help="For a file that does not say how many layers it has.")
+@click.option("--freqs", type=click.Choice(("keep", "reset")), help="Of frequencies that are not BDH's: use them, or BDH's.")
 @click.option("--save-state", type=click.Path(path_type=Path), help="Write what the model remembers at the end to this file.")
 @click.option("--load-state", type=click.Path(path_type=Path), help="Go on where a saved state stopped, on any port.")
 @click.option("--force", is_flag=True, help="Let --save-state replace a file.")
@@ -60,6 +62,7 @@ def command(
     temperature: float,
     top_k: int | None,
     n_layer: int | None,
+    freqs: Freqs | None,
     save_state: Path | None,
     load_state: Path | None,
     force: bool,
@@ -83,7 +86,7 @@ def command(
     check_length(max_new_tokens)
     how = Sampling(temperature, top_k, secrets.randbelow(2**32) if seed is None else seed)  # short enough to be typed again
     refuse_to_replace(save_state, load_state, force)
-    params, config = read_model_of_bytes(checkpoint, n_layer)
+    params, config = read_model_of_bytes(checkpoint, n_layer, freqs)
     model = bdh_spec.choose(backend).load(params, config, device=device, dtype=dtype and dtype_name(dtype))
     text = Text.begin(model, prompt_bytes(prompt), load_state, params)
     say = Console(stderr=True, quiet=quiet, highlight=False)
@@ -109,7 +112,7 @@ class Text:
         tokens = np.frombuffer(prompt, np.uint8).astype(np.int64)[None]
         if load is None:
             return cls(model, model.init_state(), as_tokens(prompt), prompt)
-        saved, pending = files.read_state(load, model.config, fingerprint(params))
+        saved, pending = files.read_state(load, model.config, fingerprint(params, model.config.freqs))
         if saved.batch != 1:
             raise StateError(f"{load} holds {saved.batch} texts: bdh-generate goes on with one")
         return cls(model, model.import_state(saved), np.concatenate([pending, tokens], axis=1), prompt)
@@ -119,7 +122,8 @@ class Text:
         if self.pending.shape[1] > 1:
             _, self.state = self.model.advance(self.state, self.pending[:, :-1], donate=True)
         exported = self.model.export_state(self.state)
-        files.save_state(path, exported, self.model.config, fingerprint(params), self.pending[:, -1:].astype(np.int64))
+        config, pending = self.model.config, self.pending[:, -1:].astype(np.int64)
+        files.save_state(path, exported, config, fingerprint(params, config.freqs), pending)
 
 
 def write(text: Text, max_new_tokens: int, how: Sampling) -> float:
@@ -170,11 +174,11 @@ def refuse_to_replace(save: Path | None, load: Path | None, force: bool) -> None
         raise CheckpointError(f"{save.parent} is not a folder: nothing can be saved there")
 
 
-def read_model_of_bytes(checkpoint: Path | None, n_layer: int | None) -> tuple[Params, BDHConfig]:
+def read_model_of_bytes(checkpoint: Path | None, n_layer: int | None, freqs: Freqs | None) -> tuple[Params, BDHConfig]:
     """A checkpoint, refused if its tokens are not bytes, for each is written as one."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", ForeignTokensWarning)
-        params, config = bdh_spec.read(checkpoint, n_layer)
+        params, config = bdh_spec.read(checkpoint, n_layer, freqs)
     if config.vocab_size > 256:
         raise TokensError(
             f"the checkpoint has {config.vocab_size} tokens, and bytes are 256: use its own tokenizer with bdh_spec.load"

@@ -24,7 +24,7 @@ from bdh_spec.model import IGNORE
 from bdh_spec.model import RecurrentState as ExportedState
 from bdh_spec.optimizer import AdamW
 from bdh_spec.params import Array, Params, cast
-from bdh_spec.protocol import Backend, Capabilities, Model
+from bdh_spec.protocol import USUAL, Backend, Capabilities, Model
 from bdh_spec.rope import Phase
 
 PLATFORMS = ("cuda", "rocm", "tpu", "cpu")  # JAX's own names, the best first
@@ -130,7 +130,7 @@ class JAXBackend(Backend):
     """The port named ``jax``. Its devices are JAX's platforms: ``cuda``, ``rocm``, ``tpu``, ``cpu``, or ``cuda:1``."""
 
     name = "jax"
-    capabilities = Capabilities(dtypes=DTYPES)
+    capabilities = Capabilities(dtypes=DTYPES, verbs=(*USUAL, "frequencies"))
 
     def version(self) -> str:
         return f"jax {jax.__version__}"

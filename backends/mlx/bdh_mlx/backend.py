@@ -18,7 +18,7 @@ from bdh_spec.errors import CapabilityError
 from bdh_spec.model import RecurrentState as ExportedState
 from bdh_spec.optimizer import AdamW
 from bdh_spec.params import Array, Params
-from bdh_spec.protocol import Backend, Capabilities, Model
+from bdh_spec.protocol import USUAL, Backend, Capabilities, Model
 from bdh_spec.rope import Phase
 
 
@@ -111,7 +111,7 @@ class MLXBackend(Backend):
     """
 
     name = "mlx"
-    capabilities = Capabilities(dtypes=DTYPES)
+    capabilities = Capabilities(dtypes=DTYPES, verbs=(*USUAL, "frequencies"))
 
     def __init__(self) -> None:
         os.environ.setdefault("MLX_ENABLE_TF32", "0")

@@ -21,7 +21,7 @@ from bdh_spec.protocol import VERBS, Backend, Capabilities, Model
 from bdh_spec.rope import Phase
 from bdh_torch.layer import wide
 from bdh_torch.model import BDH, RecurrentState
-from bdh_torch.rope import frequencies
+from bdh_torch.rope import stored
 
 NAMES = Params("embed.weight", "encoder", "encoder_v", "decoder", "lm_head")  # of the weights in a state dict
 PER_HEAD = ("x_sparse", "rotated", "scores", "attention", "yKV", "y_sparse", "xy_sparse")
@@ -68,7 +68,7 @@ class TorchModel(Model):
         with torch.device("meta"):  # no weights to draw: they are given
             self.module = BDH(config, phase=phase).eval()
         weights = {name: from_numpy(weight, device, dtype) for name, weight in zip(NAMES, params, strict=True)}
-        freqs = frequencies(config.n_neurons).view(1, 1, 1, -1).to(device)
+        freqs = stored(self.module.attn.table).to(device)
         self.module.load_state_dict({**weights, "attn.freqs": freqs}, assign=True)
 
     def params(self) -> Params:

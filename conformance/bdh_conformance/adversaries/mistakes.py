@@ -170,14 +170,14 @@ POWER = Place("rope", "(THETA ** pair", BOTH)
 GROWTH = Place("rope", "(THETA ** pair.astype(np.float64))", BOTH)
 THETA = Place("rope", "THETA = 2.0**16", BOTH)
 ANGLE = Place("rope", "2 * np.pi * turns(", BOTH)
-FIXED = Place("rope", "(positions.astype(np.uint64)[:, None] * fixed) * 2.0**-64", ("phases",))
+FIXED = Place("rope", "(positions.astype(np.uint64)[:, None] * fixed_point(table)) * 2.0**-64", ("phases",))
 COS_SIN = Place("rope", "return np.cos(angle), np.sin(angle)", BOTH)
 QUARTER = Place("rope", "quarter[..., 0::2] = -v[..., 1::2]", BOTH)
 TURNED = Place("model", "rotated = rope(x_sparse, cos, sin)", BOTH)
-TABLE = Place("rope", "    f = frequencies(n_neurons)", BOTH)
+TABLE = Place("model", "return frequencies(config.n_neurons) if config.freqs is None else config.freqs.array", BOTH)
 EXPONENT = Place("rope", ".astype(np.float32) / np.float32(n_neurons)", ("phases",))
 PHASE = Place("rope", 'if phase == "float32":', ("phases",))
-ROUNDED = Place("rope", "* turns(positions, n_neurons, phase)).astype(dtype)", BOTH)
+ROUNDED = Place("rope", "* turns(positions, table, phase)).astype(dtype)", BOTH)
 POSITIONS = Place("rope", "positions = np.uint64(start) + np.arange(length, dtype=np.uint64)", ("phases",))
 R4 = [
     ROPE(
@@ -206,16 +206,18 @@ R4 = [
     ANGLE("phase_in_half_turns", "np.pi * turns(", "phases are half of what they are"),
     FIXED(
         "two_pi_missing_in_table",
-        "np.mod(positions[:, None] * (f * (2 * np.pi)), 1)",
+        "np.mod(positions[:, None] * (table * (2 * np.pi)), 1)",
         "the frequency table is not divided by 2 pi",
         BOTH,
     ),
     FIXED(
         "phases_float64_product",
-        "np.mod(positions.astype(np.float64)[:, None] * f, 1)",
+        "np.mod(positions.astype(np.float64)[:, None] * table, 1)",
         "phases declared exact are products in float64, too coarse beyond 2^30",
     ),
-    FIXED("phases_not_wrapped", "positions.astype(np.float64)[:, None] * f", "whole turns are not taken off before the cosine"),
+    FIXED(
+        "phases_not_wrapped", "positions.astype(np.float64)[:, None] * table", "whole turns are not taken off before the cosine"
+    ),
     COS_SIN("cos_and_sin_swapped", "return np.sin(angle), np.cos(angle)", "cosine and sine are swapped"),
     QUARTER("swap_without_sign", "quarter[..., 0::2] = v[..., 1::2]", "the swap of a pair lacks its minus sign"),
     TURNED("rotation_missing", "rotated = x_sparse.copy()", "nothing is rotated"),
@@ -234,19 +236,19 @@ R4 = [
     TURNED("rotation_then_relu", "rotated = relu(rope(x_sparse, cos, sin))", "the rotated code goes through a relu"),
     TABLE(
         "frequencies_bfloat16",
-        "    f = frequencies(n_neurons).astype('bfloat16').astype(np.float32)",
+        "return frequencies(config.n_neurons).astype('bfloat16').astype(np.float32)",
         "the frequencies are rounded to bfloat16",
     ),
     TABLE(
         "frequencies_float16",
-        "    f = frequencies(n_neurons).astype(np.float16).astype(np.float32)",
+        "return frequencies(config.n_neurons).astype(np.float16).astype(np.float32)",
         "the frequencies are rounded to float16",
     ),
     EXPONENT("table_rounded_once", " / n_neurons", "the frequency table is computed in float64 and rounded once"),
     PHASE("phases_float32", "if True:", "phases declared exact are products in float32"),
     ROUNDED(
         "phases_bfloat16",
-        "* turns(positions, n_neurons, phase)).astype('bfloat16').astype(dtype)",
+        "* turns(positions, table, phase)).astype('bfloat16').astype(dtype)",
         "phases are rounded to bfloat16",
     ),
     POSITIONS(
@@ -602,7 +604,7 @@ R12 = [
 POSITION = Place("model", "rotation(state.position, T,", ("decode",))
 AFTER = Place("model", "RecurrentState(state.position + T,", ("decode",))
 CHUNK_ROTATION = Place(
-    "model", "cos, sin = rotation(state.position, T, config.n_neurons, params.encoder.dtype, phase)", ("decode",)
+    "model", "cos, sin = rotation(state.position, T, frequencies_of(config), params.encoder.dtype, phase)", ("decode",)
 )
 STATE_READ = Place("model", "attention = attention + read(memory, rotated)", ("decode",))
 STATE_KEPT = Place("model", "memories.append(write(memory, stages.rotated, x))", ("decode", "states"))
@@ -630,7 +632,7 @@ R13 = [
     AFTER("position_counts_calls", "RecurrentState(state.position + 1,", "the position counts calls and not tokens"),
     CHUNK_ROTATION(
         "positions_all_first",
-        "cos, sin = rotation(state.position, 1, config.n_neurons, params.encoder.dtype, phase)",
+        "cos, sin = rotation(state.position, 1, frequencies_of(config), params.encoder.dtype, phase)",
         "all tokens of a chunk are rotated as its first",
     ),
     STATE_READ(
@@ -828,7 +830,7 @@ D_X_OUT = Place("gradients", "return d_sum + from_values + from_encoder", ("grad
 D_VALUES = Place("gradients", "@ d_attention, axis=1)", ("gradients",))
 D_ROTATED = Place("gradients", "(d_scores + d_scores.swapaxes(-1, -2))", ("gradients",))
 D_SCORES = Place("gradients", "np.tril(d_attention @ x[:, None].swapaxes(-1, -2), k=-1)", ("gradients",))
-D_X_SPARSE = Place("gradients", "d_x_sparse = d_xy * s.y_sparse + rope(d_rotated, cos, -sin)", ("gradients",))
+D_X_SPARSE = Place("gradients", "d_x_sparse = d_xy * s.y_sparse + rope_gradient(d_rotated, cos, sin)", ("gradients",))
 D_X_RELU = Place("gradients", "(s.x_sparse > 0)", ("gradients",))
 D_Y_RELU = Place("gradients", "(s.y_sparse > 0)", ("gradients",))
 D_GATE = Place("gradients", "d_y_before = d_xy * s.x_sparse", ("gradients",))
@@ -886,11 +888,13 @@ R15 = [
         "gradient_without_attention", "d_x_sparse = d_xy * s.y_sparse", "no gradient reaches the code through the attention"
     ),
     D_X_SPARSE(
-        "gradient_without_gate", "d_x_sparse = rope(d_rotated, cos, -sin)", "no gradient reaches the code through the gate"
+        "gradient_without_gate",
+        "d_x_sparse = rope_gradient(d_rotated, cos, sin)",
+        "no gradient reaches the code through the gate",
     ),
     D_X_SPARSE(
         "gradient_turned_forwards",
-        "d_x_sparse = d_xy * s.y_sparse + rope(d_rotated, cos, sin)",
+        "d_x_sparse = d_xy * s.y_sparse + rope_gradient(d_rotated, cos, -sin)",
         "the gradient is rotated forwards and not back",
     ),
     D_X_SPARSE("gradient_not_turned", "d_x_sparse = d_xy * s.y_sparse + d_rotated", "the gradient is not rotated back"),
@@ -1177,12 +1181,77 @@ REFUSALS = [
     SEED("seed_unchecked", "if False:", "a seed beyond 64 bits is let through"),
 ]
 
+# R4 with frequencies of a model's own
+OWN_TABLE = Place("model", "else config.freqs.array", ("frequencies",))
+ROPE_GRADIENT = Place("gradients", "return d_rotated * cos - swap(d_rotated * sin)", ("frequencies",))
+OWN_FREQUENCIES = [
+    OWN_TABLE("own_table_ignored", "else frequencies(config.n_neurons)", "the model's own frequencies are ignored"),
+    OWN_TABLE(
+        "own_table_of_even_neurons",
+        "else config.freqs.array[0::2].repeat(2)",
+        "a pair turns by the frequency of its even neuron, where a model's own differ",
+    ),
+    OWN_TABLE(
+        "own_table_of_odd_neurons",
+        "else config.freqs.array[1::2].repeat(2)",
+        "a pair turns by the frequency of its odd neuron, where a model's own differ",
+    ),
+    OWN_TABLE(
+        "own_table_pairs_swapped",
+        "else config.freqs.array.reshape(-1, 2)[:, ::-1].ravel()",
+        "the two neurons of a pair have each other's frequency",
+    ),
+    OWN_TABLE("own_table_without_sign", "else np.abs(config.freqs.array)", "negative frequencies turn forwards"),
+    OWN_TABLE(
+        "own_table_clipped",
+        "else np.clip(config.freqs.array, 0, np.nextafter(np.float32(1), np.float32(0)))",
+        "frequencies are clipped to a turn from 0 to 1",
+    ),
+    OWN_TABLE("own_table_cut", "else np.maximum(config.freqs.array, 0)", "negative frequencies are cut to 0"),
+    OWN_TABLE(
+        "own_table_float16",
+        "else config.freqs.array.astype(np.float16).astype(np.float32)",
+        "the model's own frequencies are rounded to float16",
+    ),
+    ROPE(
+        "sine_of_the_other",
+        "return v * cos + swap(v * sin)",
+        "each neuron of a pair takes the sine of the other, where a model's own frequencies differ",
+        ("frequencies",),
+    ),
+    TURNED(
+        "chunk_turned_as_a_whole",
+        "rotated = rope(rope(x_sparse, cos * cos[:1] + sin * sin[:1], sin * cos[:1] - cos * sin[:1]), cos[:1], sin[:1])",
+        "a chunk is rotated from its own start and then as a whole, which frequencies that differ within a pair do not allow",
+        ("frequencies",),
+    ),
+    ROPE_GRADIENT(
+        "gradient_turned_back",
+        "return d_rotated * cos - swap(d_rotated) * sin",
+        "the gradient is rotated back, which frequencies that differ within a pair do not allow",
+    ),
+    UPDATE(
+        "own_table_trained",
+        "update(self._params, slopes, optimizer); self.config = type(self.config)(**self.config.as_dict(), "
+        "freqs=self.config.freqs and type(self.config.freqs)(self.config.freqs.array + np.float32(1e-3)))",
+        "a step of training moves the model's own frequencies",
+        ("frequencies",),
+    ),
+    TEXT_READ(
+        "padding_counted_in_positions",
+        "logits[b, start:] = model.advance(RecurrentState(int(start), self._init_state(1).layers), tokens[b : b + 1, start:], "
+        "self._params, self.config, phase=self.phase)[0][0]",
+        "positions of a padded text count from the start of its row, which frequencies that differ within a pair do not allow",
+        ("frequencies",),
+    ),
+]
+
 # What porters write, and where it hides: sizes, settings, the order of calls, threads
 ACTIVATION = Place("model", "return np.maximum(x, 0)", BOTH)
 SCORED = Place("model", "similar = scores(rotated)", FORWARD)
 RUN_LAYERS = Place("model", "for i in range(config.n_layer):", FORWARD)
 PHASE_TABLE = Place("rope", "return np.float32(1) / growth / np.float32(2 * np.pi)", BOTH)
-OF_POSITIONS = Place("rope", "(positions.astype(np.uint64)[:, None] * fixed) * 2.0**-64", ("phases",))
+OF_POSITIONS = Place("rope", "(positions.astype(np.uint64)[:, None] * fixed_point(table)) * 2.0**-64", ("phases",))
 READ_AT_ONCE = Place("numpy_backend", "return model.forward(tokens, self._params, self.config, phase=self.phase)", ("logits",))
 READ_IN_PIECES = Place("numpy_backend", "for start in range(0, tokens.shape[1], CHUNK):", ("decode",))
 MEAN_AND_SQUARE = Place(
@@ -1212,8 +1281,8 @@ PORTING = [
     ),
     OF_POSITIONS(
         "phases_float32_later",
-        "np.where(positions[:, None] < 4096, (positions.astype(np.uint64)[:, None] * fixed) * 2.0**-64, "
-        "np.mod(positions.astype(np.float32)[:, None] * f, np.float32(1)))",
+        "np.where(positions[:, None] < 4096, (positions.astype(np.uint64)[:, None] * fixed_point(table)) * 2.0**-64, "
+        "np.mod(positions.astype(np.float32)[:, None] * table, np.float32(1)))",
         "phases are products in float32 from position 4,096 on",
     ),
     POSITIONS(
@@ -1277,5 +1346,27 @@ PORTING = [
     ),
 ]
 
-RULES = (R1, R2, R3, R4, R5, R6, R7, R8, R9, R10, R11, R12, R13, R14, R15, TRAINING, PADDING, STEADY, REFUSALS, PORTING)
+RULES = (
+    R1,
+    R2,
+    R3,
+    R4,
+    R5,
+    R6,
+    R7,
+    R8,
+    R9,
+    R10,
+    R11,
+    R12,
+    R13,
+    R14,
+    R15,
+    TRAINING,
+    PADDING,
+    STEADY,
+    REFUSALS,
+    PORTING,
+    OWN_FREQUENCIES,
+)
 MISTAKES = {mistake.name: mistake for rule in RULES for mistake in rule}

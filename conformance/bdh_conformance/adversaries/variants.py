@@ -13,13 +13,18 @@ from types import CodeType, ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import bdh_spec
-from bdh_spec import Backend, model, optimizer, protocol
+from bdh_spec import Backend, model, optimizer, protocol, rope
 
 # The modules that a copy consists of, each after those it imports. Errors, configuration and weights are shared.
 MODULES = ("rope", "model", "gradients", "sampling", "optimizer", "checks", "protocol", "numpy_backend")
 
 # Types that carry nothing but data are replaced by the real ones; the protocol's classes become subclasses of the real ones.
-DATA = {"model": (model.RecurrentState,), "optimizer": (optimizer.AdamW,), "protocol": (protocol.Capabilities,)}
+DATA = {
+    "rope": (rope.Frequencies,),
+    "model": (model.RecurrentState,),
+    "optimizer": (optimizer.AdamW,),
+    "protocol": (protocol.Capabilities,),
+}
 CLASSES = {"protocol": (protocol.State, protocol.Model, protocol.Backend)}
 
 

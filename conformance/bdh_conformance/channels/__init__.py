@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from bdh_conformance.channels import dropout, refusals, sampling
 from bdh_conformance.channels.channel import Channel
+from bdh_conformance.channels.frequencies import frequencies_reference, observe_frequencies, with_own
 from bdh_conformance.channels.inputs import inputs_reference, observe_inputs
 from bdh_conformance.channels.order import observe_order
 from bdh_conformance.channels.ownership import judge_pairs, observe_determinism, observe_mutation
@@ -235,6 +236,23 @@ CHANNELS = {
             shapes=(POOL[3],),
             special=(BYTES, Case(CONFIGS["square_encoder"], 2, 6, 3)),
             cost=4,
+            once=True,
+        ),
+        Channel(
+            "frequencies",
+            "frequencies",
+            "a model that brings its own frequencies",
+            ("forward", "frequencies"),
+            observe_frequencies,
+            partial=True,
+            dtypes=WIDE,
+            prepare=with_own,
+            kinked=meets_kinks,
+            min_time=2,
+            reference=frequencies_reference,
+            shapes=(POOL[4],),
+            sizes=("beyond_a_thousand",),
+            cost=12,
             once=True,
         ),
         Channel(

@@ -25,7 +25,7 @@ from bdh_conformance.yardstick.tolerances import FLOAT64, FLOOR, Expectation, ex
 from bdh_spec import SPEC_VERSION, BDHConfig, BDHError, Model, Params, RecurrentState
 from bdh_spec.dtypes import WIDE
 from bdh_spec.files import read_safetensors, write_safetensors
-from bdh_spec.model import init_state
+from bdh_spec.model import frequencies_of, init_state
 from bdh_spec.params import Array
 from bdh_spec.rope import Phase, frequencies, rotation
 from bdh_spec.sampling import Sampling, sample, uniform
@@ -228,7 +228,7 @@ def phases(vector: Vector, dtype: str) -> dict[str, Expectation]:
 def rotations(vector: Vector, dtype: DTypeLike) -> dict[str, Array]:
     """Cosine and sine of the phases at ``phases.positions``, each (1, P, N): one row a position."""
     each = [
-        rotation(int(position), 1, vector.config.n_neurons, dtype, vector.phase)
+        rotation(int(position), 1, frequencies_of(vector.config), dtype, vector.phase)
         for position in vector.inputs["phases.positions"]
     ]
     cos, sin = (np.concatenate(side)[None] for side in zip(*each, strict=True))
