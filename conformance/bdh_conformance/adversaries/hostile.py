@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bdh_spec import Backend, Model, Params, RecurrentState
+from bdh_spec import Backend, Batch, Model, Params, RecurrentState
 from bdh_spec.config import BDHConfig
 from bdh_spec.numpy_backend import NumpyBackend, NumpyModel
 from bdh_spec.params import Array
@@ -83,9 +83,9 @@ class TrainsFrequencies(NumpyModel):
 
     stretch = 1
 
-    def _train_step(self, optimizer: Any, tokens: Array, targets: Array) -> float:
+    def _train_step(self, native: Any, batches: list[Batch], rate: float) -> float:
         self.stretch += 1
-        return super()._train_step(optimizer, tokens, targets)
+        return super()._train_step(native, batches, rate)
 
     def _forward(self, tokens: Array) -> Array:
         spaced = np.zeros((tokens.shape[0], tokens.shape[1] * self.stretch), tokens.dtype)

@@ -404,11 +404,8 @@ ALL_MASKS = Place(
     "model", "[(rng.random(shape) < kept).astype(dtype) / dtype.type(kept) for _ in range(config.n_layer)]", ("dropout",)
 )
 MASK = Place("model", "shape = (B, config.n_head, T, config.n_neurons)", ("dropout",))
-DROPPED = Place(
-    "numpy_backend", "keep = model.dropout(self.config, tokens.shape, np.dtype(self.dtype), optimizer.rng)", ("dropout",)
-)
-RNG = Place("numpy_backend", "optimizer.rng)", ("dropout",))
-SEEDED = Place("numpy_backend", "np.random.default_rng(settings.seed)", ("dropout",))
+DROPPED = Place("numpy_backend", "keep = model.dropout(self.config, tokens.shape, np.dtype(self.dtype), rng)", ("dropout",))
+SEEDED = Place("numpy_backend", "dropout_seed(moments.settings.seed, moments.step + 1, part)", ("dropout",))
 D_KEEP = Place("gradients", "* keep  # B h T N, R8", ("dropout",))
 R8 = [
     EVALUATED(
@@ -460,13 +457,9 @@ R8 = [
         ("dropout",),
     ),
     DROPPED("dropout_missing", "keep = None", "training does not drop"),
-    RNG(
-        "dropout_same_in_all_steps",
-        "np.random.default_rng(optimizer.settings.seed))",
-        "every step of training drops the same values",
-    ),
-    SEEDED("dropout_seed_ignored", "np.random.default_rng(0)", "dropout does not follow its seed"),
-    SEEDED("dropout_unseeded", "np.random.default_rng()", "dropout cannot be repeated from its seed", random=True),
+    SEEDED("dropout_same_in_all_steps", "moments.settings.seed", "every step of training drops the same values"),
+    SEEDED("dropout_seed_ignored", "dropout_seed(0, moments.step + 1, part)", "dropout does not follow its seed"),
+    SEEDED("dropout_unseeded", "None", "dropout cannot be repeated from its seed", random=True),
     D_KEEP("dropout_forgotten_in_gradient", "* 1.0", "the gradient passes through what was dropped"),
 ]
 
@@ -943,15 +936,13 @@ CORRECTED = Place(
 )
 STEPS = Place("optimizer", "moments.step += 1", ("training",))
 CLIPPED = Place("optimizer", "g = slope * scale", ("training",))
-MOVED = Place(
-    "optimizer", "weight -= s.learning_rate * (mean / (np.sqrt(square) + s.eps) + s.weight_decay * weight)", ("training",)
-)
+MOVED = Place("optimizer", "weight -= rate * (mean / (np.sqrt(square) + s.eps) + s.weight_decay * weight)", ("training",))
 DEVIATION = Place("optimizer", "(np.sqrt(square) + s.eps)", ("training",))
-SETTINGS = Place("numpy_backend", "return Moments(settings, ", ("training",))
+SETTINGS = Place("numpy_backend", "return begin(self._params, settings)", ("training",))
 CLIP_SCALE = Place("optimizer", "return 1.0 if clip is None or norm <= clip else clip / norm", ("training",))
-WEIGHTS = Place("optimizer", "zip(params, slopes, moments.first, moments.second, strict=True)", ("training",))
-UPDATE = Place("numpy_backend", "update(self._params, slopes, optimizer)", ("training",))
-STEP_LOSS = Place("numpy_backend", "return value", ("training",))
+WEIGHTS = Place("optimizer", "if name in s.frozen:", ("training",))
+UPDATE = Place("numpy_backend", "update(self._params, slopes, native, rate)", ("training",))
+STEP_LOSS = Place("numpy_backend", "return loss_before", ("training",))
 TRAINING = [
     CORRECTED("adam_uncorrected", "mean, square = m, v", "Adam's moments are not corrected for their start"),
     STEPS("adam_correction_late", "moments.step += 1 + (not moments.step)", "Adam's correction is one step ahead"),
@@ -963,33 +954,32 @@ TRAINING = [
         "g = np.clip(slope, -(s.clip or np.inf), s.clip or np.inf)",
         "gradients are clipped by value and not by norm",
     ),
-    MOVED("adam_decay_missing", "weight -= s.learning_rate * (mean / (np.sqrt(square) + s.eps))", "weight decay is missing"),
+    MOVED("adam_decay_missing", "weight -= rate * (mean / (np.sqrt(square) + s.eps))", "weight decay is missing"),
     MOVED(
         "adam_decay_unscaled",
-        "weight -= s.learning_rate * (mean / (np.sqrt(square) + s.eps)) + s.weight_decay * weight",
+        "weight -= rate * (mean / (np.sqrt(square) + s.eps)) + s.weight_decay * weight",
         "weight decay is not multiplied by the learning rate",
     ),
     MOVED(
         "adam_embedding_undecayed",
-        "weight -= s.learning_rate * (mean / (np.sqrt(square) + s.eps) + s.weight_decay * weight * (weight is not "
-        "params.embed))",
+        "weight -= rate * (mean / (np.sqrt(square) + s.eps) + s.weight_decay * weight * (weight is not params.embed))",
         "the embedding does not decay",
     ),
-    MOVED("adam_is_sgd", "weight -= s.learning_rate * (g + s.weight_decay * weight)", "the step is plain gradient descent"),
+    MOVED("adam_is_sgd", "weight -= rate * (g + s.weight_decay * weight)", "the step is plain gradient descent"),
     MOVED(
         "adam_ascends",
-        "weight += s.learning_rate * (mean / (np.sqrt(square) + s.eps) + s.weight_decay * weight)",
+        "weight += rate * (mean / (np.sqrt(square) + s.eps) + s.weight_decay * weight)",
         "the step goes up the gradient",
     ),
     DEVIATION("adam_eps_in_root", "np.sqrt(square + s.eps)", "Adam's epsilon is inside the root"),
     SETTINGS(
         "adam_betas_swapped",
-        'return Moments(AdamW(**(vars(settings) | {"betas": settings.betas[::-1]})), ',
+        'return begin(self._params, AdamW(**(vars(settings) | {"betas": settings.betas[::-1]})))',
         "Adam's two betas are swapped",
     ),
     SETTINGS(
         "adam_beta_default",
-        'return Moments(AdamW(**(vars(settings) | {"betas": (settings.betas[0], 0.999)})), ',
+        'return begin(self._params, AdamW(**(vars(settings) | {"betas": (settings.betas[0], 0.999)})))',
         "Adam's second beta is 0.999 whatever is asked for",
     ),
     CLIP_SCALE(
@@ -997,9 +987,11 @@ TRAINING = [
         "return 1.0 if clip is None else clip / norm",
         "gradients are scaled to the clipping norm even where they are smaller",
     ),
-    WEIGHTS("head_frozen", "zip(params[:4], slopes, moments.first, moments.second)", "lm_head is not trained"),
-    UPDATE("weights_not_moved", "update(self.params(), slopes, optimizer)", "a step of training moves a copy of the weights"),
-    STEP_LOSS("loss_after_step", "return self._loss(tokens, targets)", "a step of training returns the loss after it"),
+    WEIGHTS("head_frozen", "if name in (*s.frozen, 'lm_head'):", "lm_head is not trained"),
+    UPDATE(
+        "weights_not_moved", "update(self.params(), slopes, native, rate)", "a step of training moves a copy of the weights"
+    ),
+    STEP_LOSS("loss_after_step", "return self._loss(*batches[-1][:2])", "a step of training returns the loss after it"),
 ]
 
 # padding: texts of different lengths in one batch
