@@ -69,7 +69,7 @@ class Optimizer:
 
     def check(self, model: Model) -> Any:
         """The port's own optimiser, if it moves the weights of ``model``."""
-        if self.owner is not model:
+        if model is not self.owner:
             raise OptimizerError(
                 "this optimiser belongs to another model: carry it over with export_optimizer and import_optimizer"
             )

@@ -35,7 +35,7 @@ from bdh_spec import Backend, get_backend
 QUICK = replace(TIERS["standard"], examples=0, narrow_examples=0)
 T = TypeVar("T")
 
-DTYPES = ("float32", "float64")  # in this order: what rounding hides in float32, float64 shows
+DTYPES = ("float32", "float64", "bfloat16", "float16")  # in this order: what rounding hides in float32, float64 shows
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def score(mistake: Mistake) -> Score:
 
 def first_failure(backend: Backend, channel: str) -> tuple[Check, Case] | None:
     """The first case of the plan on which a port fails a channel."""
-    for dtype in DTYPES:
+    for dtype in (dtype for dtype in DTYPES if dtype in backend.capabilities.dtypes):
         run = Run(backend, explains=False)
         for check in plan(QUICK, backend.capabilities, dtypes=(dtype,), channels=(channel,)):
             result = run.run(check)

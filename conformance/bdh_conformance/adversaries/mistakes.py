@@ -994,6 +994,85 @@ TRAINING = [
     STEP_LOSS("loss_after_step", "return self._loss(*batches[-1][:2])", "a step of training returns the loss after it"),
 ]
 
+# training: rates, several batches to a step, and optimisers that move
+RATE = Place("protocol", "optimizer.settings.learning_rate if rate is None else check_rate(rate)", ("training",))
+RATED = Place("numpy_backend", "update(self._params, slopes, native, rate)", ("training",))
+SHARE = Place("protocol", "n / sum(counts)", ("accumulation",))
+SHARED = Place("numpy_backend", "(t + share * g for t, g in zip(total, slopes, strict=True))", ("accumulation",))
+SHARED_LOSS = Place("numpy_backend", "value + share * loss", ("accumulation",))
+DROPPED_BY = Place("numpy_backend", "dropout_seed(moments.settings.seed, moments.step + 1, part)", ("resumption",))
+EXPORTED = Place(
+    "numpy_backend", "(Params(*map(np.copy, held)) for held in (native.first, native.second))", ("optimizer", "resumption")
+)
+IMPORTED = Place(
+    "numpy_backend", "[m.astype(self.dtype) for m in held] for held in (state.first, state.second)", ("optimizer", "resumption")
+)
+TAKEN_UP = Place("numpy_backend", "return Moments(state.settings, first, second, state.step)", ("optimizer", "resumption"))
+COUNTED = Place("numpy_backend", "return OptimizerState(native.settings, native.step, first, second)", ("optimizer",))
+OPTIMIZERS = [
+    RATE("rate_ignored", "optimizer.settings.learning_rate", "a step's own rate is ignored"),
+    RATE(
+        "rate_kept",
+        "vars(optimizer).setdefault('kept', optimizer.settings.learning_rate) if rate is None"
+        " else vars(optimizer).update(kept=check_rate(rate)) or rate",
+        "a step without a rate of its own takes that of the step before",
+    ),
+    RATED(
+        "rate_late",
+        "update(self._params, slopes, native, self.__dict__.setdefault('late', [rate]).append(rate) or self.late.pop(0))",
+        "a step's own rate acts one step late",
+    ),
+    SHARE("accumulation_means_averaged", "1 / sum(n > 0 for n in counts)", "a step averages the means of unequal batches"),
+    SHARED("accumulation_summed", "(t + g for t, g in zip(total, slopes, strict=True))", "a step adds up its batches' means"),
+    SHARED("accumulation_last_only", "(share * g for g in slopes)", "a step moves along the last of its batches alone"),
+    SHARED_LOSS("accumulation_loss_of_last", "loss", "the loss of a step is that of the last of its batches"),
+    DROPPED_BY(
+        "dropout_starts_again",
+        "dropout_seed(moments.settings.seed, len(vars(moments).setdefault('drawn', []).append(0) or moments.drawn), part)",
+        "an optimiser taken up again drops what it dropped at its start",
+    ),
+    EXPORTED(
+        "moments_swapped_at_export",
+        "(Params(*map(np.copy, held)) for held in (native.second, native.first))",
+        "the two moments are swapped at export",
+    ),
+    EXPORTED(
+        "moments_not_copied",
+        "(Params(*held) for held in (native.first, native.second))",
+        "an exported optimiser moves on with its model",
+        ("optimizer",),
+    ),
+    IMPORTED(
+        "moments_swapped_at_import",
+        "[m.astype(self.dtype) for m in held] for held in (state.second, state.first)",
+        "the two moments are swapped at import",
+    ),
+    IMPORTED(
+        "moments_forgotten",
+        "[np.zeros(m.shape, self.dtype) for m in held] for held in (state.first, state.second)",
+        "an imported optimiser has forgotten its moments",
+    ),
+    IMPORTED(
+        "moments_in_float16",
+        "[m.astype('float16').astype(self.dtype) for m in held] for held in (state.first, state.second)",
+        "imported moments are rounded to float16",
+    ),
+    TAKEN_UP(
+        "step_forgotten", "return Moments(state.settings, first, second, 0)", "an imported optimiser counts its steps from 0"
+    ),
+    TAKEN_UP(
+        "settings_forgotten",
+        "return Moments(AdamW(), first, second, state.step)",
+        "an imported optimiser has the default settings",
+    ),
+    COUNTED(
+        "step_exported_late",
+        "return OptimizerState(native.settings, max(native.step - 1, 0), first, second)",
+        "an exported optimiser has made a step too few",
+        ("optimizer", "resumption"),
+    ),
+]
+
 # padding: texts of different lengths in one batch
 TEXT_READ = Place("numpy_backend", "logits[b, start:] = self._forward(tokens[b : b + 1, start:])[0]", ("padding",))
 STARTS = Place("numpy_backend", "enumerate(tokens.shape[1] - lengths)", ("padding",))
@@ -1112,6 +1191,10 @@ STATE_SHAPES = Place(
     ("refusals",),
 )
 STATE_LAYERS = Place("checks", "if len(shapes) != config.n_layer or any(", ("refusals",))
+OPTIMIZER_OWNER = Place("protocol", "if model is not self.owner:", ("refusals",))
+RATE_RANGE = Place("optimizer", "not (math.isfinite(rate) and rate >= 0)", ("refusals",))
+MOMENT_SHAPE = Place("checks", "if tuple(np.shape(values)) != shape:", ("refusals",))
+STEP_COUNT = Place("checks", "not isinstance(state.step, (int, np.integer)) or state.step < 0", ("refusals",))
 STATE_POSITION = Place("checks", "if not 0 <= state.position < MAX_POSITION:", ("refusals",))
 LENGTH = Place("sampling", "if max_new_tokens < 0:", ("refusals",))
 LENGTHS_SHAPE = Place("protocol", "if found.shape != (B,):", ("refusals",))
@@ -1143,6 +1226,11 @@ REFUSALS = [
     BATCH("no_texts_let_through", "if False:", "a state of no texts is made"),
     DONATED("donated_state_read", "if False:", "a donated state can be used again"),
     OWNER("other_models_state_read", "if False:", "another model's state is read"),
+    OPTIMIZER_OWNER("other_models_optimizer_used", "if False:", "another model's optimiser is used"),
+    RATE_RANGE("rate_of_nan_let_through", "rate < 0", "a rate of NaN is let through"),
+    RATE_RANGE("negative_rate_let_through", "not math.isfinite(rate)", "a negative rate is let through"),
+    MOMENT_SHAPE("moments_shape_unchecked", "if False:", "the shapes of imported moments are not checked"),
+    STEP_COUNT("negative_step_let_through", "False", "an optimiser that made less than no steps is imported"),
     STATE_SHAPES("state_shape_unchecked", "if len(shapes) != config.n_layer:", "an imported state's shapes are not checked"),
     STATE_LAYERS("state_layers_unchecked", "if any(", "an imported state's number of layers is not checked"),
     STATE_POSITION("state_position_unchecked", "if False:", "an imported state's position is not checked"),
@@ -1261,5 +1349,27 @@ PORTING = [
     ),
 ]
 
-RULES = (R1, R2, R3, R4, R5, R6, R7, R8, R9, R10, R11, R12, R13, R14, R15, TRAINING, PADDING, STEADY, REFUSALS, PORTING)
+RULES = (
+    R1,
+    R2,
+    R3,
+    R4,
+    R5,
+    R6,
+    R7,
+    R8,
+    R9,
+    R10,
+    R11,
+    R12,
+    R13,
+    R14,
+    R15,
+    TRAINING,
+    OPTIMIZERS,
+    PADDING,
+    STEADY,
+    REFUSALS,
+    PORTING,
+)
 MISTAKES = {mistake.name: mistake for rule in RULES for mistake in rule}
