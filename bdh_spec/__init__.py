@@ -14,6 +14,7 @@ from bdh_spec.errors import (
     CheckpointError,
     ConfigError,
     ForeignTokensWarning,
+    OptimizerError,
     OwnFrequenciesWarning,
     ParamsError,
     SamplingError,
@@ -21,9 +22,9 @@ from bdh_spec.errors import (
     TokensError,
 )
 from bdh_spec.model import RecurrentState
-from bdh_spec.optimizer import AdamW
+from bdh_spec.optimizer import AdamW, OptimizerState
 from bdh_spec.params import Params, fingerprint, init
-from bdh_spec.protocol import Backend, Capabilities, Model, State
+from bdh_spec.protocol import Backend, Batch, Capabilities, Model, Optimizer, State
 from bdh_spec.registry import PortReport, backends, choose, get_backend, load, read
 from bdh_spec.rope import Frequencies
 
@@ -36,6 +37,7 @@ __all__ = [
     "BDHError",
     "Backend",
     "BackendUnavailable",
+    "Batch",
     "Capabilities",
     "CapabilityError",
     "CheckpointError",
@@ -43,6 +45,9 @@ __all__ = [
     "ForeignTokensWarning",
     "Frequencies",
     "Model",
+    "Optimizer",
+    "OptimizerError",
+    "OptimizerState",
     "OwnFrequenciesWarning",
     "Params",
     "ParamsError",

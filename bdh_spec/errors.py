@@ -29,6 +29,10 @@ class StateError(BDHError, ValueError):
     """A recurrent state of another batch, of another model, or one already given away."""
 
 
+class OptimizerError(BDHError, ValueError):
+    """An optimiser of another model, moments that do not fit, or settings and rates that make no step."""
+
+
 class SamplingError(BDHError, ValueError):
     """A temperature, top_k, seed or length that defines no distribution."""
 

@@ -406,11 +406,8 @@ ALL_MASKS = Place(
     "model", "[(rng.random(shape) < kept).astype(dtype) / dtype.type(kept) for _ in range(config.n_layer)]", ("dropout",)
 )
 MASK = Place("model", "shape = (B, config.n_head, T, config.n_neurons)", ("dropout",))
-DROPPED = Place(
-    "numpy_backend", "keep = model.dropout(self.config, tokens.shape, np.dtype(self.dtype), optimizer.rng)", ("dropout",)
-)
-RNG = Place("numpy_backend", "optimizer.rng)", ("dropout",))
-SEEDED = Place("numpy_backend", "np.random.default_rng(settings.seed)", ("dropout",))
+DROPPED = Place("numpy_backend", "keep = model.dropout(self.config, tokens.shape, np.dtype(self.dtype), rng)", ("dropout",))
+SEEDED = Place("numpy_backend", "dropout_seed(moments.settings.seed, moments.step + 1, part)", ("dropout",))
 D_KEEP = Place("gradients", "* keep  # B h T N, R8", ("dropout",))
 R8 = [
     EVALUATED(
@@ -462,13 +459,9 @@ R8 = [
         ("dropout",),
     ),
     DROPPED("dropout_missing", "keep = None", "training does not drop"),
-    RNG(
-        "dropout_same_in_all_steps",
-        "np.random.default_rng(optimizer.settings.seed))",
-        "every step of training drops the same values",
-    ),
-    SEEDED("dropout_seed_ignored", "np.random.default_rng(0)", "dropout does not follow its seed"),
-    SEEDED("dropout_unseeded", "np.random.default_rng()", "dropout cannot be repeated from its seed", random=True),
+    SEEDED("dropout_same_in_all_steps", "moments.settings.seed", "every step of training drops the same values"),
+    SEEDED("dropout_seed_ignored", "dropout_seed(0, moments.step + 1, part)", "dropout does not follow its seed"),
+    SEEDED("dropout_unseeded", "None", "dropout cannot be repeated from its seed", random=True),
     D_KEEP("dropout_forgotten_in_gradient", "* 1.0", "the gradient passes through what was dropped"),
 ]
 
@@ -955,15 +948,13 @@ CORRECTED = Place(
 )
 STEPS = Place("optimizer", "moments.step += 1", ("training",))
 CLIPPED = Place("optimizer", "g = slope * scale", ("training",))
-MOVED = Place(
-    "optimizer", "weight -= s.learning_rate * (mean / (np.sqrt(square) + s.eps) + s.weight_decay * weight)", ("training",)
-)
+MOVED = Place("optimizer", "weight -= rate * (mean / (np.sqrt(square) + s.eps) + s.weight_decay * weight)", ("training",))
 DEVIATION = Place("optimizer", "(np.sqrt(square) + s.eps)", ("training",))
-SETTINGS = Place("numpy_backend", "return Moments(settings, ", ("training",))
+SETTINGS = Place("numpy_backend", "return begin(self._params, settings)", ("training",))
 CLIP_SCALE = Place("optimizer", "return 1.0 if clip is None or norm <= clip else clip / norm", ("training",))
-WEIGHTS = Place("optimizer", "zip(params, slopes, moments.first, moments.second, strict=True)", ("training",))
-UPDATE = Place("numpy_backend", "update(self._params, slopes, optimizer)", ("training",))
-STEP_LOSS = Place("numpy_backend", "return value", ("training",))
+WEIGHTS = Place("optimizer", "if name in s.frozen:", ("training",))
+UPDATE = Place("numpy_backend", "update(self._params, slopes, native, rate)", ("training",))
+STEP_LOSS = Place("numpy_backend", "return loss_before", ("training",))
 TRAINING = [
     CORRECTED("adam_uncorrected", "mean, square = m, v", "Adam's moments are not corrected for their start"),
     STEPS("adam_correction_late", "moments.step += 1 + (not moments.step)", "Adam's correction is one step ahead"),
@@ -975,33 +966,32 @@ TRAINING = [
         "g = np.clip(slope, -(s.clip or np.inf), s.clip or np.inf)",
         "gradients are clipped by value and not by norm",
     ),
-    MOVED("adam_decay_missing", "weight -= s.learning_rate * (mean / (np.sqrt(square) + s.eps))", "weight decay is missing"),
+    MOVED("adam_decay_missing", "weight -= rate * (mean / (np.sqrt(square) + s.eps))", "weight decay is missing"),
     MOVED(
         "adam_decay_unscaled",
-        "weight -= s.learning_rate * (mean / (np.sqrt(square) + s.eps)) + s.weight_decay * weight",
+        "weight -= rate * (mean / (np.sqrt(square) + s.eps)) + s.weight_decay * weight",
         "weight decay is not multiplied by the learning rate",
     ),
     MOVED(
         "adam_embedding_undecayed",
-        "weight -= s.learning_rate * (mean / (np.sqrt(square) + s.eps) + s.weight_decay * weight * (weight is not "
-        "params.embed))",
+        "weight -= rate * (mean / (np.sqrt(square) + s.eps) + s.weight_decay * weight * (weight is not params.embed))",
         "the embedding does not decay",
     ),
-    MOVED("adam_is_sgd", "weight -= s.learning_rate * (g + s.weight_decay * weight)", "the step is plain gradient descent"),
+    MOVED("adam_is_sgd", "weight -= rate * (g + s.weight_decay * weight)", "the step is plain gradient descent"),
     MOVED(
         "adam_ascends",
-        "weight += s.learning_rate * (mean / (np.sqrt(square) + s.eps) + s.weight_decay * weight)",
+        "weight += rate * (mean / (np.sqrt(square) + s.eps) + s.weight_decay * weight)",
         "the step goes up the gradient",
     ),
     DEVIATION("adam_eps_in_root", "np.sqrt(square + s.eps)", "Adam's epsilon is inside the root"),
     SETTINGS(
         "adam_betas_swapped",
-        'return Moments(AdamW(**(vars(settings) | {"betas": settings.betas[::-1]})), ',
+        'return begin(self._params, AdamW(**(vars(settings) | {"betas": settings.betas[::-1]})))',
         "Adam's two betas are swapped",
     ),
     SETTINGS(
         "adam_beta_default",
-        'return Moments(AdamW(**(vars(settings) | {"betas": (settings.betas[0], 0.999)})), ',
+        'return begin(self._params, AdamW(**(vars(settings) | {"betas": (settings.betas[0], 0.999)})))',
         "Adam's second beta is 0.999 whatever is asked for",
     ),
     CLIP_SCALE(
@@ -1009,9 +999,90 @@ TRAINING = [
         "return 1.0 if clip is None else clip / norm",
         "gradients are scaled to the clipping norm even where they are smaller",
     ),
-    WEIGHTS("head_frozen", "zip(params[:4], slopes, moments.first, moments.second)", "lm_head is not trained"),
-    UPDATE("weights_not_moved", "update(self.params(), slopes, optimizer)", "a step of training moves a copy of the weights"),
-    STEP_LOSS("loss_after_step", "return self._loss(tokens, targets)", "a step of training returns the loss after it"),
+    WEIGHTS("head_frozen", "if name in (*s.frozen, 'lm_head'):", "lm_head is not trained"),
+    UPDATE(
+        "weights_not_moved", "update(self.params(), slopes, native, rate)", "a step of training moves a copy of the weights"
+    ),
+    STEP_LOSS("loss_after_step", "return self._loss(*batches[-1][:2])", "a step of training returns the loss after it"),
+]
+
+# training: rates, several batches to a step, and optimisers that move
+RATE = Place("protocol", "optimizer.settings.learning_rate if rate is None else check_rate(rate)", ("training",))
+RATED = Place("numpy_backend", "update(self._params, slopes, native, rate)", ("training",))
+SHARE = Place("protocol", "n / sum(counts)", ("accumulation",))
+SHARED = Place("numpy_backend", "(t + share * g for t, g in zip(total, slopes, strict=True))", ("accumulation",))
+SHARED_LOSS = Place("numpy_backend", "value + share * loss", ("accumulation",))
+DROPPED_BY = Place("numpy_backend", "dropout_seed(moments.settings.seed, moments.step + 1, part)", ("resumption",))
+EXPORTED = Place(
+    "numpy_backend", "(Params(*map(np.copy, held)) for held in (native.first, native.second))", ("optimizer", "resumption")
+)
+IMPORTED = Place(
+    "numpy_backend", "[m.astype(self.dtype) for m in held] for held in (state.first, state.second)", ("optimizer", "resumption")
+)
+TAKEN_UP = Place("numpy_backend", "return Moments(state.settings, first, second, state.step)", ("optimizer", "resumption"))
+COUNTED = Place("numpy_backend", "return OptimizerState(native.settings, native.step, first, second)", ("optimizer",))
+OPTIMIZERS = [
+    RATE("rate_ignored", "optimizer.settings.learning_rate", "a step's own rate is ignored"),
+    RATE(
+        "rate_kept",
+        "vars(optimizer).setdefault('kept', optimizer.settings.learning_rate) if rate is None"
+        " else vars(optimizer).update(kept=check_rate(rate)) or rate",
+        "a step without a rate of its own takes that of the step before",
+    ),
+    RATED(
+        "rate_late",
+        "update(self._params, slopes, native, self.__dict__.setdefault('late', [rate]).append(rate) or self.late.pop(0))",
+        "a step's own rate acts one step late",
+    ),
+    SHARE("accumulation_means_averaged", "1 / sum(n > 0 for n in counts)", "a step averages the means of unequal batches"),
+    SHARED("accumulation_summed", "(t + g for t, g in zip(total, slopes, strict=True))", "a step adds up its batches' means"),
+    SHARED("accumulation_last_only", "(share * g for g in slopes)", "a step moves along the last of its batches alone"),
+    SHARED_LOSS("accumulation_loss_of_last", "loss", "the loss of a step is that of the last of its batches"),
+    DROPPED_BY(
+        "dropout_starts_again",
+        "dropout_seed(moments.settings.seed, len(vars(moments).setdefault('drawn', []).append(0) or moments.drawn), part)",
+        "an optimiser taken up again drops what it dropped at its start",
+    ),
+    EXPORTED(
+        "moments_swapped_at_export",
+        "(Params(*map(np.copy, held)) for held in (native.second, native.first))",
+        "the two moments are swapped at export",
+    ),
+    EXPORTED(
+        "moments_not_copied",
+        "(Params(*held) for held in (native.first, native.second))",
+        "an exported optimiser moves on with its model",
+        ("optimizer",),
+    ),
+    IMPORTED(
+        "moments_swapped_at_import",
+        "[m.astype(self.dtype) for m in held] for held in (state.second, state.first)",
+        "the two moments are swapped at import",
+    ),
+    IMPORTED(
+        "moments_forgotten",
+        "[np.zeros(m.shape, self.dtype) for m in held] for held in (state.first, state.second)",
+        "an imported optimiser has forgotten its moments",
+    ),
+    IMPORTED(
+        "moments_in_float16",
+        "[m.astype('float16').astype(self.dtype) for m in held] for held in (state.first, state.second)",
+        "imported moments are rounded to float16",
+    ),
+    TAKEN_UP(
+        "step_forgotten", "return Moments(state.settings, first, second, 0)", "an imported optimiser counts its steps from 0"
+    ),
+    TAKEN_UP(
+        "settings_forgotten",
+        "return Moments(AdamW(), first, second, state.step)",
+        "an imported optimiser has the default settings",
+    ),
+    COUNTED(
+        "step_exported_late",
+        "return OptimizerState(native.settings, max(native.step - 1, 0), first, second)",
+        "an exported optimiser has made a step too few",
+        ("optimizer", "resumption"),
+    ),
 ]
 
 # padding: texts of different lengths in one batch
@@ -1132,6 +1203,10 @@ STATE_SHAPES = Place(
     ("refusals",),
 )
 STATE_LAYERS = Place("checks", "if len(shapes) != config.n_layer or any(", ("refusals",))
+OPTIMIZER_OWNER = Place("protocol", "if model is not self.owner:", ("refusals",))
+RATE_RANGE = Place("optimizer", "not (math.isfinite(rate) and rate >= 0)", ("refusals",))
+MOMENT_SHAPE = Place("checks", "if tuple(np.shape(values)) != shape:", ("refusals",))
+STEP_COUNT = Place("checks", "not isinstance(state.step, (int, np.integer)) or state.step < 0", ("refusals",))
 STATE_POSITION = Place("checks", "if not 0 <= state.position < MAX_POSITION:", ("refusals",))
 LENGTH = Place("sampling", "if max_new_tokens < 0:", ("refusals",))
 LENGTHS_SHAPE = Place("protocol", "if found.shape != (B,):", ("refusals",))
@@ -1163,6 +1238,11 @@ REFUSALS = [
     BATCH("no_texts_let_through", "if False:", "a state of no texts is made"),
     DONATED("donated_state_read", "if False:", "a donated state can be used again"),
     OWNER("other_models_state_read", "if False:", "another model's state is read"),
+    OPTIMIZER_OWNER("other_models_optimizer_used", "if False:", "another model's optimiser is used"),
+    RATE_RANGE("rate_of_nan_let_through", "rate < 0", "a rate of NaN is let through"),
+    RATE_RANGE("negative_rate_let_through", "not math.isfinite(rate)", "a negative rate is let through"),
+    MOMENT_SHAPE("moments_shape_unchecked", "if False:", "the shapes of imported moments are not checked"),
+    STEP_COUNT("negative_step_let_through", "False", "an optimiser that made less than no steps is imported"),
     STATE_SHAPES("state_shape_unchecked", "if len(shapes) != config.n_layer:", "an imported state's shapes are not checked"),
     STATE_LAYERS("state_layers_unchecked", "if any(", "an imported state's number of layers is not checked"),
     STATE_POSITION("state_position_unchecked", "if False:", "an imported state's position is not checked"),
@@ -1363,6 +1443,7 @@ RULES = (
     R14,
     R15,
     TRAINING,
+    OPTIMIZERS,
     PADDING,
     STEADY,
     REFUSALS,

@@ -19,13 +19,13 @@ from bdh_spec import Backend, model, optimizer, protocol, rope
 MODULES = ("rope", "model", "gradients", "sampling", "optimizer", "checks", "protocol", "numpy_backend")
 
 # Types that carry nothing but data are replaced by the real ones; the protocol's classes become subclasses of the real ones.
-DATA = {
+DATA: dict[str, tuple[type, ...]] = {
     "rope": (rope.Frequencies,),
     "model": (model.RecurrentState,),
-    "optimizer": (optimizer.AdamW,),
+    "optimizer": (optimizer.AdamW, optimizer.OptimizerState),
     "protocol": (protocol.Capabilities,),
 }
-CLASSES = {"protocol": (protocol.State, protocol.Model, protocol.Backend)}
+CLASSES = {"protocol": (protocol.State, protocol.Optimizer, protocol.Model, protocol.Backend)}
 
 
 class Change(NamedTuple):
@@ -58,9 +58,9 @@ def load(module: str, changes: tuple[Change, ...], copies: dict[str, Any]) -> Mo
     exec(compiled(module, changes), vars(copy))
     for real in DATA.get(module, ()):
         setattr(copy, real.__name__, real)
-    for real in CLASSES.get(module, ()):
-        changed = getattr(copy, real.__name__)
-        setattr(copy, real.__name__, type(changed)(real.__name__, (changed, real), {}))
+    for kind in CLASSES.get(module, ()):
+        changed = getattr(copy, kind.__name__)
+        setattr(copy, kind.__name__, type(changed)(kind.__name__, (changed, kind), {}))
     return copy
 
 
