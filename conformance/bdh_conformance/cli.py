@@ -99,6 +99,7 @@ INPUT = click.Path(path_type=Path, dir_okay=False, exists=True)
 @click.pass_context
 def command(
     context: click.Context,
+    /,
     port: str,
     tier: str,
     device: str | None,

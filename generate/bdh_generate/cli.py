@@ -51,6 +51,7 @@ SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".npz", ".bin")  # of checkp
 @click.pass_context
 def command(
     context: click.Context,
+    /,
     prompt: str | None,
     checkpoint: Path | None,
     named: Path | None,

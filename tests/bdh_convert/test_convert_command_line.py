@@ -18,8 +18,9 @@ import pytest
 
 from bdh_convert import route
 from bdh_convert.checkpoint import open_checkpoint, read
-from bdh_convert.convert import default_output
+from bdh_convert.convert import Settings, convert, default_output
 from bdh_convert.dialects import DIALECTS, to_dialect
+from bdh_convert.inspect import report
 from bdh_convert.tensors import Tensor
 from bdh_spec import BDHConfig, Params
 from bdh_spec.params import shapes
@@ -421,6 +422,30 @@ def test_a_large_file_shows_a_bar_on_a_terminal(tmp_path: Path) -> None:
     assert answer.startswith("large.jax.safetensors: numpy to jax")
     assert b"large.safetensors" in shown
     assert b"505.9/505.9 MB" in shown  # written, compared with the source, and both run
+
+
+@pytest.mark.parametrize(
+    ("target", "settings"),
+    [
+        ("mlx", Settings()),
+        ("torch", Settings(dtype="bf16")),
+        ("hf", Settings(max_shard_size=1)),
+        ("jax", Settings(verify=False)),
+    ],
+)
+def test_the_bar_is_full_when_the_work_is_done_and_no_sooner(
+    target: str, settings: Settings, config: BDHConfig, canonical: Canonical
+) -> None:
+    steps: list[tuple[int, int]] = []
+    convert(canonical(config), target, None, settings, lambda done, total: steps.append((done, total)))
+    assert len({total for _, total in steps}) == 1
+    assert sum(done for done, _ in steps) == steps[0][1]
+
+
+def test_the_bar_of_an_inspection_is_full_when_it_is_done_and_no_sooner(config: BDHConfig, canonical: Canonical) -> None:
+    steps: list[tuple[int, int]] = []
+    report(canonical(config), watch=lambda done, total: steps.append((done, total)))
+    assert sum(done for done, _ in steps) == steps[0][1]
 
 
 def _read(terminal: int) -> bytes:
