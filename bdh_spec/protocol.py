@@ -21,6 +21,7 @@ from bdh_spec.checks import (
     check_tokens,
 )
 from bdh_spec.config import BDHConfig
+from bdh_spec.dtypes import dtype_name
 from bdh_spec.errors import CapabilityError, OptimizerError, StateError, TokensError
 from bdh_spec.model import IGNORE, RecurrentState
 from bdh_spec.optimizer import AdamW, OptimizerState, check_rate
@@ -321,7 +322,7 @@ class Backend(ABC):
     ) -> Model:
         """Put weights on a device: the first of ``devices()`` and float32 unless told otherwise."""
         check_params(params, config)
-        device, dtype = device or self.devices()[0], dtype or "float32"
+        device, dtype = device or self.devices()[0], dtype_name(dtype or "float32")
         self._demand("dtype", dtype, self.capabilities.dtypes)
         self._demand("phase", phase, self.capabilities.phases)
         self._demand("device", device.split(":")[0], self.devices())  # cuda:1 is a cuda

@@ -35,7 +35,7 @@ def report(path: Path, wishes: Wishes = NOTHING_SAID, watch: Watch = ignore) -> 
         refusals = _collected(draft)
         listed = list(draft.tensors.values())[:MOST]
         checkpoint = None if refusals else of(draft)
-        total = sum(tensor.nbytes for tensor in listed) + (verify.traffic(checkpoint) if checkpoint else 0)
+        total = sum(tensor.nbytes for tensor in listed) + (_runs(checkpoint) * verify.traffic(checkpoint) if checkpoint else 0)
         tensors = [_statistics(counted(tensor, total, watch)) for tensor in listed]
         suspicious = [*draft.notes, *refusals, *_in_values(tensors)]
         if len(draft.tensors) > MOST:
@@ -94,10 +94,15 @@ def _unused(tensor: dict[str, Any]) -> bool:
     return tensor["name"] == "lm_gate"
 
 
+def _runs(checkpoint: Checkpoint) -> int:
+    """How often a checkpoint is run: a square head is looked at from both sides."""
+    return 2 if checkpoint.config.vocab_size == checkpoint.config.n_embd else 1
+
+
 def _run(checkpoint: Checkpoint, suspicious: list[str]) -> float | None:
     """The specification's loss on a sentence, with a look at the head from the side where it is square."""
     loss = verify.loss(checkpoint)
-    if checkpoint.config.vocab_size == checkpoint.config.n_embd:
+    if _runs(checkpoint) > 1:
         turned = checkpoint.weights._replace(lm_head=checkpoint.weights.lm_head.transposed())
         other = verify.loss(replace(checkpoint, weights=turned))
         if other < loss - CLEARLY:

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import click
 import numpy as np
+from click.core import ParameterSource
 from rich.console import Console
 from rich.table import Table
 
 import bdh_spec
 from bdh_spec import BDHConfig, BDHError, CheckpointError, ForeignTokensWarning, Model, Params, State, StateError, TokensError
 from bdh_spec import checkpoint as files
-from bdh_spec.dtypes import dtype_name
 from bdh_spec.files import shown
 from bdh_spec.params import Array, count, fingerprint
 from bdh_spec.protocol import as_tokens
@@ -50,7 +50,10 @@ SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".npz", ".bin")  # of checkp
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing on stderr but errors.")
 @click.option("--backends", is_flag=True, help="Show which ports this machine has, and stop.")
 @click.version_option(package_name="bdh-spec", message="%(prog)s %(version)s", prog_name="bdh-generate")
+@click.pass_context
 def command(
+    context: click.Context,
+    /,
     prompt: str | None,
     checkpoint: Path | None,
     named: Path | None,
@@ -76,6 +79,7 @@ def command(
     the outputs of two runs joined are the text of one longer run.
     """
     if backends:
+        refuse_company(context)
         show_backends()
         return
     if checkpoint and named:
@@ -83,11 +87,13 @@ def command(
     if force and not save_state:
         raise click.UsageError("--force lets --save-state replace a file, and nothing is saved: leave it out")
     prompt, checkpoint = sort_out(prompt, checkpoint or named, load_state)
+    if n_layer and not checkpoint:
+        raise click.UsageError("the embedded model knows its layers, so --n-layer would be ignored: leave it out")
     check_length(max_new_tokens)
     how = Sampling(temperature, top_k, secrets.randbelow(2**32) if seed is None else seed)  # short enough to be typed again
     refuse_to_replace(save_state, load_state, force)
     params, config = read_model_of_bytes(checkpoint, n_layer, freqs)
-    model = bdh_spec.choose(backend).load(params, config, device=device, dtype=dtype and dtype_name(dtype))
+    model = bdh_spec.choose(backend).load(params, config, device=device, dtype=dtype)
     text = Text.begin(model, prompt_bytes(prompt), load_state, params)
     say = Console(stderr=True, quiet=quiet, highlight=False)
     say.print(f"{model.backend} on {model.device}, {model.dtype}, {count(config):,} parameters, seed {how.seed}", style="dim")
@@ -141,6 +147,13 @@ def write(text: Text, max_new_tokens: int, how: Sampling) -> float:
         out.write(b"\n")
         out.flush()
     return time.perf_counter() - start
+
+
+def refuse_company(context: click.Context) -> None:
+    """Whatever stands beside --backends would be ignored."""
+    given = [p for p in context.command.params if context.get_parameter_source(str(p.name)) is ParameterSource.COMMANDLINE]
+    if others := [p for p in given if p.name != "backends"]:
+        raise click.UsageError(f"--backends writes no text, so {others[0].opts[-1]} would be ignored: leave it out")
 
 
 def sort_out(prompt: str | None, checkpoint: Path | None, load: Path | None) -> tuple[str | None, Path | None]:

@@ -4,6 +4,7 @@ import json
 import runpy
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -16,6 +17,7 @@ from bdh_conformance.outcomes import Result
 from bdh_spec.rope import frequencies
 
 ROOT = Path(__file__).parents[2]
+CASE = "B1 T1 L1 h1 D2 N2 V2 m1 seed=0 scale=20.0"
 FAST = ["--tier", "smoke", "--channel", "logits,traces", "--dtype", "float32"]
 
 
@@ -31,6 +33,19 @@ def conform(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         return int(stopped.value.code or 0), *capsys.readouterr()
 
     return run
+
+
+def test_the_version_is_told(conform) -> None:
+    assert conform("--version") == (0, f"bdh-conform {version('bdh-spec')}\n", "")
+    assert conform("vectors", "--version") == (0, f"bdh-conform vectors {version('bdh-spec')}\n", "")
+
+
+@pytest.mark.parametrize("word", ["fp64", "F64", "double"])
+def test_every_name_of_a_dtype_means_one_thing(conform, word: str) -> None:
+    status, out, err = conform("numpy", "--tier", "smoke", "--channel", "logits", "--dtype", word)
+    assert status == 0
+    assert "numpy passes: 2 passed" in out
+    assert all(line.startswith("logits/float64") for line in err.splitlines())
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +120,12 @@ def test_a_run_that_checked_nothing_fails(conform) -> None:
         (["numpy", "--phase", "half"], "Invalid value for '--phase': 'half' is not one of 'exact', 'float32'"),
         (["numpy", "--device", "abacus"], "numpy has no device 'abacus' here"),
         (["numpy", "--case", "B1"], "the case 'B1' lacks"),
+        (["numpy", "--case", CASE, "--seed", "1"], "--case looks at one case only, so --seed would be ignored"),
+        (["numpy", "--case", CASE, "--tier", "standard"], "so --tier would be ignored"),
+        (["numpy", "--in-process", "--time-limit", "3"], "--in-process can end no port, so --time-limit would be ignored"),
+        (["numpy", "--in-process", "--memory-limit", "3"], "so --memory-limit would be ignored"),
+        (["vectors", "export", "none", "--case", CASE, "--version", "1.0"], "so --version would be ignored"),
+        (["vectors", "check", "none", "none", "--dtype", "int4"], "no vectors are in 'int4': there are float32, float64"),
         (["numpy", "--tier", "endless"], "Invalid value for '--tier': 'endless' is not one of"),
         (["numpy", "--baseline", "pyproject.toml"], "pyproject.toml is no report in JSON"),
         (["numpy", "--known", "README.md"], "README.md cannot be read"),
