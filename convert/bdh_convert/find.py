@@ -37,7 +37,6 @@ FREQS = re.compile(r"(.*\.)?freqs")
 # What the name of a tensor tells of another model.
 OTHERS = (
     (re.compile(r".*alibi.*"), "alibi"),
-    (re.compile(r"(.*\.)?lora_.*"), "a LoRA adapter, which merge_and_unload() puts into the weights"),
     (re.compile(r"(.*\.)?(layers|blocks|encoders?|encoders?_v|decoders?)\.\d+(\..*)?"), "weights per layer"),
     (re.compile(r"(.*\.)?(ln|norm|layer_?norm)\w*\.(weight|bias|gamma|beta|scale)"), "affine norms"),
     (re.compile(r".*bias"), "biases"),
