@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from bdh_convert import containers, tokenizer
-from bdh_convert.configs import CONFIGS, complete, is_tied, refuse_alibi, unreadable_in, written_in
+from bdh_convert.configs import complete, is_a_configuration, is_tied, refuse_alibi, unreadable_in, written_in
 from bdh_convert.dialects import DIALECTS, GATE, Dialect, from_dialect, speaker
 from bdh_convert.find import complain, find, some
 from bdh_convert.frequencies import as_frequencies, deviation, is_the_table, values_of
@@ -82,7 +82,7 @@ def find_weights(draft: Draft) -> None:
         )
     config = contents.config or written_in(contents.tree, found.home)
     draft.contents = replace(contents, config=config)
-    known = [name for name in found.ignored if name not in CONFIGS]
+    known = [name for name in found.ignored if not is_a_configuration(name, contents.tree)]
     draft.notes += [f"left out, being no weights: {some(known)}"] if known else []
     if unreadable := unreadable_in(contents.tree):
         draft.notes.append(f"nothing can be read of {some(unreadable)}: give what it says of the model, and look what it was")

@@ -26,6 +26,10 @@ class Unreadable:
 
     qualified = "object"  # what to call it in an error
 
+    def is_module(self) -> bool:
+        """Whether it is an object around weights."""
+        return False
+
 
 @dataclass(frozen=True)
 class Tensor:
