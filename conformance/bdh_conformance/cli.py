@@ -132,7 +132,7 @@ def command(
     result = report.document(run, tier, complaints, time.perf_counter() - start, whole=whole)
     changes = report.compare_with(result, before) if before else []
     answer(result, changes)
-    write(result, changes, str(baseline or ""), outputs)
+    write(result, report.Since(str(baseline), before, changes) if before else None, outputs)
     return 0 if result["passed"] else DISAGREEMENT
 
 
@@ -242,13 +242,13 @@ def table(found: dict[str, Any]) -> Table:
     return made
 
 
-def write(found: dict[str, Any], changes: list[dict[str, Any]], baseline: str, outputs: dict[str, Path | None]) -> None:
+def write(found: dict[str, Any], since: report.Since | None, outputs: dict[str, Path | None]) -> None:
     """The files that were asked for, each whole or not at all."""
     about = f"{found['tier']} tier, {found['versions']['port']}, suite {found['versions']['suite']}"
     make = {
         "json_file": lambda: json.dumps(found, indent=1) + "\n",
         "junit_file": lambda: report.junit(found),
-        "html_file": lambda: report.page(found, changes, baseline),
+        "html_file": lambda: report.page(found, since),
     }
     for name, path in outputs.items():
         if path is None:

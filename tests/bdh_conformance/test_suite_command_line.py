@@ -1,6 +1,7 @@
 """bdh-conform: answers on stdout, talk on stderr, exit 0, 1 or 2; and the files it writes."""
 
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -12,8 +13,14 @@ import numpy as np
 import pytest
 
 from bdh_conformance import cli, known, report
+from bdh_conformance.channels import CHANNELS
+from bdh_conformance.files.vectors import Judged, origin
 from bdh_conformance.levels import badge, levels
 from bdh_conformance.outcomes import Result
+from bdh_conformance.plan import TIERS, plan
+from bdh_spec import Capabilities
+from bdh_spec.dtypes import DTYPES
+from bdh_spec.protocol import VERBS
 from bdh_spec.rope import frequencies
 
 ROOT = Path(__file__).parents[2]
@@ -234,6 +241,25 @@ def test_the_porting_guide_shows_the_example_adapter_and_it_is_short() -> None:
     assert len(shown.splitlines()) <= 50
     source = (ROOT / "examples" / "minimal_port.py").read_text()
     assert shown.split("\n\n\n", 1)[1] in source
+
+
+def test_the_porting_guide_says_what_smoke_does_not_see() -> None:
+    guide = " ".join((ROOT / "conformance" / "PORTING.md").read_text().split())
+    unseen = re.search(r"It does not look at ([a-z ,]+) at all", guide)
+    assert unseen is not None
+    assert set(re.findall(r"[a-z]+", unseen[1])) - {"and"} == {c.name for c in CHANNELS.values() if not c.smoke}
+    checks = plan(TIERS["smoke"], Capabilities(DTYPES, verbs=VERBS))
+    cases = [origin(given) if isinstance(given, Judged) else given for check in checks for given in check.fixed]
+    assert f"no text of more than {max(case.time for case in cases)} tokens" in guide
+    assert f"no row of more than {max(case.config.n_neurons for case in cases)} neurons" in guide
+    assert {check.channel.name for check in checks if check.dtype != "float32"} == {"traces"}
+
+
+def test_the_example_reads_through_a_state(conform) -> None:
+    status, out, _ = conform("examples.minimal_port:MyBackend", "--channel", "states,decode,phases", "--tier", "smoke")
+    assert status == 0
+    assert "decode         │ earned" in out
+    assert "long positions │ earned" in out
 
 
 @pytest.mark.parametrize("neurons", [2, 30, 1000, 8192])

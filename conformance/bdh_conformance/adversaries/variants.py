@@ -13,6 +13,7 @@ from types import CodeType, ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import bdh_spec
+from bdh_conformance.adversaries.places import replaced
 from bdh_spec import Backend, model, optimizer, protocol, rope
 
 # The modules that a copy consists of, each after those it imports. Errors, configuration and weights are shared.
@@ -81,9 +82,10 @@ def compiled(module: str, changes: tuple[Change, ...]) -> CodeType:
     """The code of a module with its changes made."""
     text = source(module)
     for change in changes:
-        if (found := text.count(change.before)) != 1:
-            raise ValueError(f"{change.before!r} stands {found} times in bdh_spec/{module}.py: a change names one place")
-        text = text.replace(change.before, change.after)
+        try:
+            text = replaced(text, change.before, change.after)
+        except ValueError as error:
+            raise ValueError(f"bdh_spec/{module}.py: {error}") from None
     return compile(text, f"bdh_spec/{module}.py, changed", "exec")
 
 
