@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -75,7 +76,7 @@ class Picture(click.Path):
     """A file that a plot can be written to."""
 
     def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
-        path = Path(super().convert(value, param, context))
+        path = Path(os.fsdecode(super().convert(value, param, context)))
         if path.suffix.lower() not in PICTURES:
             self.fail(f"{path} is no picture that can be drawn: end it in {' or '.join(PICTURES)}", param, context)
         if find_spec("matplotlib") is None:
@@ -89,19 +90,30 @@ def ports() -> list[str]:
 
 
 BACKEND = click.option(
-    "--backend", "backends", type=Words("port", ports), help="Ports, such as torch,jax, or package.module:Class.  [default: all]"
+    "--backend",
+    "backends",
+    type=Words("port", ports),
+    help="Ports, such as torch,jax, or package.module:Class.  [default: all]",
 )
 OPTIONS = [
     BACKEND,
     click.option("--device", help="Such as cpu, cuda, mps, gpu, tpu.  [default: each port's best]"),
-    click.option("--dtype", "dtypes", default="float32", type=Words("dtype", lambda: tuple(ITEMSIZE), dtype_name), help="float32,bfloat16"),
+    click.option(
+        "--dtype",
+        "dtypes",
+        default="float32",
+        type=Words("dtype", lambda: tuple(ITEMSIZE), dtype_name),
+        help="float32,bfloat16",
+    ),
     click.option("--size", default="base", show_default=True, type=click.Choice(tuple(SIZES)), help="Of the model."),
     click.option("--n-layer", type=click.IntRange(1), help="In place of the size's own."),
     click.option("--n-embd", type=click.IntRange(1), help="Likewise."),
     click.option("--n-head", type=click.IntRange(1), help="Likewise."),
     click.option("--mlp-internal-dim-multiplier", type=click.IntRange(1), help="Likewise."),
     click.option("--vocab-size", type=click.IntRange(1), help="Likewise."),
-    click.option("--dropout", default=0.0, show_default=True, type=click.FloatRange(0, 1, max_open=True), help="Of training steps."),
+    click.option(
+        "--dropout", default=0.0, show_default=True, type=click.FloatRange(0, 1, max_open=True), help="Of training steps."
+    ),
     click.option("--rows", "patterns", type=Words("row"), help="Only these, such as 'forward T=512,decode B=1*'."),
     click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Turns of each side."),
     click.option("--max-seconds", default=600.0, show_default=True, type=click.FloatRange(1), help="Of a row."),

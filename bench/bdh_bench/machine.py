@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -55,13 +56,12 @@ def cpu_model() -> str:
 
 def cores() -> int:
     """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 def blas() -> str:
     """The library behind NumPy's products."""
-    built = np.show_config(mode="dicts") or {}
-    found = built.get("Build Dependencies", {}).get("blas", {})
+    found: Any = np.show_config(mode="dicts")["Build Dependencies"].get("blas", {})
     return f"{found.get('name', 'unknown BLAS')} {found.get('version', '')}".strip()
 
 

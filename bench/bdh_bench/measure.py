@@ -108,7 +108,9 @@ class Session:
         if row.kind == "convert":
             return conversion(row, s.config, s.rounds, s.seed, self.folder)
         if row.kind == "transformers" and port != "torch":
-            return RowResult(row, port, dtype, "", note=f"not measured: transformers has a face of the torch port, not of {port}")
+            return RowResult(
+                row, port, dtype, "", note=f"not measured: transformers has a face of the torch port, not of {port}"
+            )
         known = self.limits(port, dtype)
         if isinstance(known, EndError):
             result = RowResult(row, port, dtype, "", note=f"not measured: {known}")

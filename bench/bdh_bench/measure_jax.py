@@ -19,6 +19,7 @@ from bdh_jax.rope import words
 from bdh_spec import AdamW, BDHConfig
 from bdh_spec.params import Array, Params
 
+wait: Any = jax.block_until_ready  # JAX leaves it untyped
 forward = jax.jit(bdh_jax.forward, static_argnames="config")
 gradients = jax.jit(bdh_jax.gradients, static_argnames="config")
 plain_gradients = jax.jit(jax.grad(plain.loss), static_argnames="config")
@@ -32,8 +33,8 @@ class JAX(Framework):
     def __init__(self, device: str) -> None:
         super().__init__(device)
         self.chip = find_device(device)
-        jax.config.update("jax_default_device", self.chip)
-        jax.config.update("jax_default_matmul_precision", "highest")
+        jax.config.update("jax_default_device", self.chip)  # type: ignore[no-untyped-call]  # JAX leaves it untyped
+        jax.config.update("jax_default_matmul_precision", "highest")  # type: ignore[no-untyped-call]  # likewise
 
     def facts(self) -> dict[str, str]:
         return {"framework": f"jax {jax.__version__}", "device": f"{self.device}, {self.chip.device_kind}"}
@@ -86,7 +87,7 @@ def ours(task: Task, params: Params) -> Runner:
             def step() -> None:
                 nonlocal state
                 logits, state = advance_donated(state, following, params, config)
-                jax.block_until_ready((logits, state))
+                wait((logits, state))
 
             return Runner(step, lambda: {"logits": numpy(advance_kept(state, following, params, config)[0])})
 
@@ -95,7 +96,7 @@ def read(task: Task, params: Params) -> tuple[jax.Array, bdh_jax.State]:
     """The last logits of a text that is read into a new state, and that state."""
     tokens = task.tokens()
     start = bdh_jax.init_state(len(tokens), task.config, params.encoder.dtype)
-    return jax.block_until_ready(prefill(start, tokens, params, task.config))
+    return wait(prefill(start, tokens, params, task.config))
 
 
 def stepping(task: Task, params: Params) -> Callable[[], None]:
@@ -109,10 +110,8 @@ def stepping(task: Task, params: Params) -> Callable[[], None]:
         nonlocal held, moments, count
         count += 1
         rates = training.rates_at(count, settings)
-        value, held, moments = training.train_step(
-            held, moments, tokens, targets, words(0), count, rates, task.config
-        )
-        jax.block_until_ready((value, held))
+        value, held, moments = training.train_step(held, moments, tokens, targets, words(0), count, rates, task.config)
+        wait((value, held))
 
     return step
 
@@ -127,7 +126,7 @@ def plain_runner(task: Task, params: Params) -> Runner:
             return answering(lambda: run(tokens, params, config))
         case "prefill":
             fill = plain.prefill_compiled if compiled else plain.prefill
-            return answering(lambda: jax.block_until_ready(fill(tokens, params, config))[0])
+            return answering(lambda: wait(fill(tokens, params, config))[0])
         case "train":
             return Runner(
                 plain_stepping(params, tokens, targets, config, compiled),
@@ -135,9 +134,9 @@ def plain_runner(task: Task, params: Params) -> Runner:
             )
         case _:
             step = plain.step_compiled if compiled else plain.step
-            _, memories = jax.block_until_ready(plain.prefill_compiled(tokens, params, config))
+            _, memories = wait(plain.prefill_compiled(tokens, params, config))
             position = jnp.uint32(task.row.length)
-            return answering(lambda: jax.block_until_ready(step(following, memories, position, params, config))[0])
+            return answering(lambda: wait(step(following, memories, position, params, config))[0])
 
 
 def plain_stepping(
@@ -151,7 +150,7 @@ def plain_stepping(
     def step() -> object:
         nonlocal held, moments
         value, held, moments = train_step(held, moments, tokens, targets, key, config, RATE)
-        return jax.block_until_ready((value, held))
+        return wait((value, held))
 
     return step
 

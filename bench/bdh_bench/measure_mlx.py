@@ -1,4 +1,4 @@
-"""bdh_mlx beside the plain form in MLX, compiled on a GPU; MLX compiles each kernel by a C++ compiler on a CPU, so not there."""
+"""bdh_mlx beside the plain form in MLX, which is compiled on a GPU only: on a CPU a C++ compiler would build each kernel."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from importlib import metadata
 from typing import Any, ClassVar
 
 import mlx.core as mx
-import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
+from mlx.nn.utils import value_and_grad
 
 from bdh_bench import machine
 from bdh_bench import plain_mlx as plain
@@ -20,6 +20,7 @@ from bdh_mlx.backend import MLXBackend
 from bdh_spec import RecurrentState
 from bdh_spec.params import Array, Params
 
+clip_grad_norm: Any = optim.clip_grad_norm  # MLX leaves it untyped
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16}
 
 
@@ -77,7 +78,7 @@ class MLX(Framework):
         config, tokens, targets = task.config, mx.array(task.tokens()), mx.array(task.targets())
         if task.row.kind in ("prefill", "decode"):
             return self.reading(task, params)
-        model = BDH(config)
+        model: Any = BDH(config)
         model.embed.weight, *rest = (mx.array(weight).astype(DTYPES[task.dtype]) for weight in params)
         model.encoder, model.encoder_v, model.decoder, model.lm_head = rest
         model.eval()
@@ -86,19 +87,19 @@ class MLX(Framework):
             return answering(lambda: model(tokens)[0])
         adam = optimizer()
 
-        def loss(model: BDH) -> Any:
+        def loss(model: Any) -> Any:
             return model(tokens, targets)[1]
 
         def step() -> None:
             model.train()
-            value, slopes = nn.value_and_grad(model, loss)(model)
-            slopes, _ = optim.clip_grad_norm(slopes, 1.0)
+            value, slopes = value_and_grad(model, loss)(model)
+            slopes, _ = clip_grad_norm(slopes, 1.0)
             adam.update(model, slopes)
             mx.eval(value, model.parameters(), adam.state)
 
         def slopes() -> Named:
             model.eval()
-            _, found = nn.value_and_grad(model, loss)(model)
+            _, found = value_and_grad(model, loss)(model)
             return {name: numpy(found[name]["weight"] if name == "embed" else found[name]) for name in Params._fields}
 
         return Runner(step, slopes)
@@ -162,7 +163,7 @@ def plain_training(task: Task, params: Params, tokens: mx.array, targets: mx.arr
     def step() -> None:
         nonlocal held
         value, slopes = value_and_slopes(held)
-        slopes, _ = optim.clip_grad_norm(slopes, 1.0)
+        slopes, _ = clip_grad_norm(slopes, 1.0)
         held = adam.apply_gradients(slopes, held)
         mx.eval(value, held, adam.state)
 

@@ -35,7 +35,11 @@ class Torch(Framework):
     def facts(self) -> dict[str, str]:
         kind = torch.device(self.device).type
         chip = torch.cuda.get_device_name(self.device) if kind == "cuda" else torch.backends.cpu.get_cpu_capability()
-        return {"framework": f"torch {torch.__version__}", "device": f"{self.device}, {chip}", "threads": str(torch.get_num_threads())}
+        return {
+            "framework": f"torch {torch.__version__}",
+            "device": f"{self.device}, {chip}",
+            "threads": str(torch.get_num_threads()),
+        }
 
     def runner(self, task: Task, params: Params) -> Runner:
         if task.row.kind == "transformers":

@@ -64,7 +64,7 @@ def prefill(tokens: Array, params: Params, config: BDHConfig) -> tuple[Array, Me
 
 def step(tokens: Array, memories: Memories, position: Array, params: Params, config: BDHConfig) -> tuple[Array, Memories]:
     """One token (B, 1) of each text: its logits, and a new state (R13)."""
-    x, after = embed(tokens, params), []
+    x, after = embed(tokens, params), list[Array]()
 
     def read_and_write(rotated: Array, v: Array) -> Array:
         memory = memories[len(after)]

@@ -53,7 +53,7 @@ def step(
     tokens: mx.array, memories: list[mx.array], position: mx.array, params: Params, config: BDHConfig
 ) -> tuple[mx.array, list[mx.array]]:
     """One token (B, 1) of each text: its logits, and a new state (R13)."""
-    x, after = embed(tokens, params), []
+    x, after = embed(tokens, params), list[mx.array]()
 
     def read_and_write(rotated: mx.array, v: mx.array) -> mx.array:
         q, memory = rotated.astype(mx.float32), memories[len(after)]

@@ -37,11 +37,9 @@ def prefill(tokens: Array, params: Params, config: BDHConfig) -> tuple[Array, li
     return x @ params.lm_head, memories
 
 
-def step(
-    tokens: Array, memories: list[Array], position: int, params: Params, config: BDHConfig
-) -> tuple[Array, list[Array]]:
+def step(tokens: Array, memories: list[Array], position: int, params: Params, config: BDHConfig) -> tuple[Array, list[Array]]:
     """One token (B, 1) of each text: its logits, and a new state (R13)."""
-    x, after = layer_norm(params.embed[tokens]), []
+    x, after = layer_norm(params.embed[tokens]), list[Array]()
 
     def read_and_write(rotated: Array, v: Array) -> Array:
         memory = memories[len(after)]

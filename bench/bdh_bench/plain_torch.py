@@ -62,7 +62,7 @@ def step(
     tokens: Tensor, memories: list[Tensor], position: int, weights: Weights, config: BDHConfig
 ) -> tuple[Tensor, list[Tensor]]:
     """One token (B, 1) of each text: its logits, and a new state (R13)."""
-    x, after = embed(tokens, weights), []
+    x, after = embed(tokens, weights), list[Tensor]()
 
     def read_and_write(rotated: Tensor, v: Tensor) -> Tensor:
         memory = memories[len(after)]

@@ -6,8 +6,8 @@ A file is one object. Keys stay; new ones may come.
     machine     what a figure depends on: cpu, cores, memory, versions, settings of the environment
     config      the six numbers of the model
     settings    rounds, max_seconds, seed, rows asked for
-    limits      one object per port and dtype: port, dtype, device, flops (of the best square product, a second), copy (bytes read
-                and written, a second), available (bytes free at the start), facts (framework, device, threads)
+    limits      one object per port and dtype: port, dtype, device, flops (of the best square product, a second), copy (bytes
+                read and written, a second), available (bytes free at the start), facts (framework, device, threads)
     rows        one object per row, port and dtype:
         name kind batch length    which row; length counts tokens read, or those before the one that is decoded
         port dtype device
@@ -25,8 +25,8 @@ A file is one object. Keys stay; new ones may come.
             extrapolated_from     the row that was really run, its seconds scaled by executed FLOP, or null
             note                  why there is no figure, or how it came about; may be empty
             failed                whether the side died, or was ended, or raised an error
-        ratios                    by side: of_medians (that side's median over ours: above 1 ours is faster), and low and high, the
-                                  quartiles of the ratios of each round
+        ratios                    by side: of_medians (that side's median over ours: above 1 ours is faster), and low and high,
+                                  the quartiles of the ratios of each round
 """
 
 from __future__ import annotations
@@ -153,9 +153,7 @@ def ratio(theirs: list[float], ours: list[float]) -> Ratio:
     return Ratio(of_medians, low, high)
 
 
-def write_json(
-    path: Path, machine: dict[str, str], config: BDHConfig, settings: dict[str, Any], rows: list[RowResult]
-) -> None:
+def write_json(path: Path, machine: dict[str, str], config: BDHConfig, settings: dict[str, Any], rows: list[RowResult]) -> None:
     """Write all of a run, as the head of this module says."""
     limits = {(r.port, r.dtype): asdict(r.limits) for r in rows if r.limits}
     found = {

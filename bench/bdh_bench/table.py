@@ -29,7 +29,20 @@ def heading(machine: dict[str, str], config: BDHConfig, results: Sequence[RowRes
 
 def table(results: Sequence[RowResult]) -> Table:
     """One line per side."""
-    columns = ("row", "port", "dtype", "side", "ms", "x ours", "tokens/s", "MB above weights", "of peak", "of copy", "error", "note")
+    columns = (
+        "row",
+        "port",
+        "dtype",
+        "side",
+        "ms",
+        "x ours",
+        "tokens/s",
+        "MB above weights",
+        "of peak",
+        "of copy",
+        "error",
+        "note",
+    )
     found = Table(*columns)
     for result in results:
         about = (result.row.name, result.port, result.dtype)

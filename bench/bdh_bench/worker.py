@@ -63,7 +63,7 @@ def serve(pipe: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]
     os.dup2(2, 1)  # what a framework prints is no answer
     # Sides take turns on one device, so none may take most of its memory in advance.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # its pool of compilers would outlive this process, and may hang in it
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # its pool of compilers would outlive this process
     try:
         work(pipe, *arguments)
     except AbsentError as error:
@@ -85,7 +85,7 @@ def measure(pipe: Connection, task: Task, answer: str) -> None:
     weights = meter.in_use() + count(task.config) * meter.held_itemsize(task)
     runner = meter.runner(task, task.params())
     if answer:
-        np.savez(answer, **runner.answer())
+        store(answer, runner.answer())
     first = seconds(runner.run)
     repeats = 1
     if first < TURN:
@@ -141,8 +141,13 @@ def peak_flops(meter: Framework, dtype: str) -> float:
 
 def refer(pipe: Connection, task: Task, path: str) -> None:
     """Write the float64 answer to a file, and send its name."""
-    np.savez(path, **reference(task))
+    store(path, reference(task))
     pipe.send(path)
+
+
+def store(path: str, answer: Named) -> None:
+    """Write what is compared."""
+    np.savez(path, **answer)  # type: ignore[arg-type]  # mypy takes any name for that of an option
 
 
 def load_answer(path: str) -> Named:
