@@ -143,9 +143,8 @@ class Session:
         result.sides = [attempt.result for attempt in attempts]
         fitting = [attempt for attempt in attempts if fit(attempt, known, self.settings.max_seconds)]
         for group in groups(fitting, known.available):
-            self.together(group, deadline)
-            if attempts[0].result.failed or not attempts[0].result.seconds:
-                break
+            if attempts[0] in group or attempts[0].result.seconds:
+                self.together(group, deadline)
         for attempt in attempts:
             compare(attempt, expected)
             if not attempt.result.seconds and not attempt.result.notes:

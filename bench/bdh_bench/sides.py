@@ -21,7 +21,8 @@ from bdh_spec import Backend, BDHConfig, BDHError
 from bdh_spec.params import Array, Params, init
 
 FRAMEWORKS = ("torch", "jax", "mlx")  # those with a module of their own; all other ports are asked through the protocol
-OURS, PLAIN, COMPILED, AGAIN = "ours", "plain", "compiled", "again"
+OURS, PLAIN, COMPILED, AGAIN, BDH_TORCH = "ours", "plain", "compiled", "again", "bdh_torch"
+READING_AGAIN = ("torch", "mlx")  # whose users know a generation that reads the whole text for each token
 READ = 512  # tokens of a context that are really read: beyond them a state costs the same wherever it stands
 NEXT = 1  # tokens of a step
 RATE = 1e-4  # of the optimiser
@@ -157,8 +158,8 @@ def sides_of(task: Task) -> tuple[str, ...]:
     """The sides of a row, ours first. One that turns out not to exist here says so when it is loaded."""
     name = framework_of(task.port)
     if task.row.kind == "transformers":
-        return OURS, PLAIN
-    again = (AGAIN,) if name == "mlx" and task.row.kind == "decode" else ()
+        return OURS, BDH_TORCH
+    again = (AGAIN,) if name in READING_AGAIN and task.row.kind == "decode" else ()
     return (OURS, PLAIN, *again, *((COMPILED,) if name != "numpy" else ()))
 
 

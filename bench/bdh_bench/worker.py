@@ -16,7 +16,7 @@ import numpy as np
 from bdh_bench import machine
 from bdh_bench.reference import reference
 from bdh_bench.sides import AbsentError, Framework, Named, Task, find_port, framework
-from bdh_spec import BDHError
+from bdh_spec import BackendUnavailable, BDHError, CapabilityError
 from bdh_spec.params import count
 
 LOOK = 0.05  # seconds between two looks at a process
@@ -63,10 +63,9 @@ def serve(pipe: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]
     os.dup2(2, 1)  # what a framework prints is no answer
     # Sides take turns on one device, so none may take most of its memory in advance.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # its pool of compilers would outlive this process
     try:
         work(pipe, *arguments)
-    except AbsentError as error:
+    except (AbsentError, BackendUnavailable, CapabilityError) as error:
         pipe.send(EndError(str(error), absent=True))
     except Exception as error:  # noqa: BLE001  a port may raise anything, and the other rows go on
         pipe.send(EndError(sentence(error)))
@@ -80,6 +79,8 @@ def sentence(error: Exception) -> str:
 
 def measure(pipe: Connection, task: Task, answer: str) -> None:
     """Load a side, run it once, then as often as asked; on None tell the peak of memory above the weights."""
+    if task.device == "cpu":  # where a pool of compilers would compete with what is measured
+        os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
     meter = framework(task.port, task.device)
     touch(meter, task)
     weights = meter.in_use() + count(task.config) * meter.held_itemsize(task)
