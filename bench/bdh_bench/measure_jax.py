@@ -92,7 +92,7 @@ def ours(task: Task, params: Params) -> Runner:
             return Runner(step, lambda: {"logits": numpy(advance_kept(state, following, params, config)[0])})
 
 
-def read(task: Task, params: Params) -> tuple[jax.Array, bdh_jax.State]:
+def read(task: Task, params: Params) -> tuple[jax.Array, bdh_jax.RecurrentState]:
     """The last logits of a text that is read into a new state, and that state."""
     tokens = task.tokens()
     start = bdh_jax.init_state(len(tokens), task.config, params.encoder.dtype)
@@ -109,8 +109,8 @@ def stepping(task: Task, params: Params) -> Callable[[], None]:
     def step() -> None:
         nonlocal held, moments, count
         count += 1
-        rates = training.rates_at(count, settings)
-        value, held, moments = training.train_step(held, moments, tokens, targets, words(0), count, rates, task.config)
+        rates = training.rates_at(count, settings, RATE)
+        value, held, moments = training.train_step(held, moments, tokens, targets, words(count), rates, task.config)
         wait((value, held))
 
     return step

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from bdh_spec import BDHConfig
 
 SIZES = {
@@ -20,4 +18,5 @@ def configured(size: str, dropout: float, **numbers: int | None) -> BDHConfig:
     >>> configured("base", 0.0, n_layer=2, n_embd=None).n_layer
     2
     """
-    return replace(SIZES[size], dropout=dropout, **{name: value for name, value in numbers.items() if value is not None})
+    given = {name: value for name, value in numbers.items() if value is not None}
+    return BDHConfig.from_dict(SIZES[size].as_dict() | {"dropout": dropout} | given)
