@@ -64,3 +64,16 @@ def test_no_loop_variable_hides_a_function_or_an_import() -> None:
     assert {file: names for file, names in found.items() if names} == {}
     assert hidden("def layer(x): ...\nfor i, layer in enumerate('ab'): ...") == ["line 2: layer"]
     assert hidden("import a.b\nc = [a for a in 'ab']") == ["line 2: a"]
+
+
+def functions(file: str) -> list[str]:
+    return [node.name for node in ast.parse((ROOT / file).read_text()).body if isinstance(node, ast.FunctionDef)]
+
+
+@pytest.mark.parametrize("port", ["backends/jax/bdh_jax/model.py", "backends/mlx/bdh_mlx/model.py"])
+def test_a_port_keeps_the_order_of_the_specification(port: str) -> None:
+    specified, written = functions("bdh_spec/model.py"), functions(port)
+    assert specified.index("run") < specified.index("trace") < specified.index("forward")
+    shared = [name for name in written if name in specified]
+    assert shared == [name for name in specified if name in shared]
+    assert len(shared) >= len(specified) - 1
