@@ -24,6 +24,7 @@ from bdh_spec.optimizer import AdamW
 from bdh_spec.params import Params, fingerprint, init
 from bdh_spec.protocol import Backend, Capabilities, Model, State
 from bdh_spec.registry import PortReport, backends, choose, get_backend, load, read
+from bdh_spec.sampling import Sampling
 
 __version__ = "0.1.0"
 
@@ -44,6 +45,7 @@ __all__ = [
     "ParamsError",
     "PortReport",
     "RecurrentState",
+    "Sampling",
     "SamplingError",
     "State",
     "StateError",
