@@ -102,7 +102,7 @@ def of_safetensors() -> Iterator[tuple[str, Made]]:
     yield "no values", {"m": whole(encoder=np.zeros((0, 8, 16), np.float32))} | CONFIG
     about = {"format": "bdh", "spec_version": "1.0"}
     yield "no configuration where one is due", {"m": whole(about)}
-    for what, said in {
+    for what, text in {
         "a configuration of ruins": "{",
         "a configuration of a list": "[]",
         "a deep configuration": "[" * DEEP,
@@ -110,7 +110,7 @@ def of_safetensors() -> Iterator[tuple[str, Made]]:
         "a version of nothing": "",
     }.items():
         key = "spec_version" if what == "a version of nothing" else "config"
-        yield what, {"m": whole({**about, "config": json.dumps(SMALL.as_dict()), key: said})}
+        yield what, {"m": whole({**about, "config": json.dumps(SMALL.as_dict()), key: text})}
 
 
 def configs() -> Iterator[tuple[str, Made]]:
