@@ -275,3 +275,11 @@ def test_the_suite_runs_inside_pytest() -> None:
     assert done.returncode == 0, done.stdout
     assert "not claimed: the port does not claim the verb trace" in done.stdout
     assert "passed" in done.stdout
+
+
+@pytest.mark.parametrize("missing", ["hypothesis", "jinja2"])
+def test_what_the_extra_would_install_is_named_where_it_is_missing(missing: str) -> None:
+    code = f"import sys; sys.modules[{missing!r}] = None; from bdh_conformance.start import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, "numpy"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"bdh-conform: {missing} is not installed: pip install 'bdh-spec[conformance]'\n"
