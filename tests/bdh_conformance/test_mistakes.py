@@ -76,7 +76,7 @@ def test_a_mistake_is_one_line_and_builds(name: str) -> None:
     assert mistake.backend().version() == f"numpy with {name}"
 
 
-# The score looks at all of them, in minutes; here every twentieth, and those that only classes of sizes, of calls and of tables show.
+# The score looks at all of them, in minutes; here every twentieth, and those that only classes of sizes, calls or tables show.
 SOME = [
     *list(MISTAKES)[::20],
     "state_forgotten_after_512",
