@@ -142,8 +142,10 @@ def test_where_every_checkpoint_is_damaged_the_run_begins_again(small: Small, tm
     assert lines(config.out) == lines(whole.out)
 
 
-def test_the_last_checkpoints_and_the_best_are_kept(small: Small) -> None:
-    config = small(keep=2, max_steps=9, eval_every=1, checkpoint_every=1, learning_rate=1.0, warmup_steps=0)
+def test_the_last_checkpoints_and_the_best_are_kept(small: Small, tmp_path: Path) -> None:
+    """Measured on what the training text never says, a model is best at its start."""
+    (tmp_path / "other.txt").write_bytes(b"~" * 200)
+    config = small(keep=2, max_steps=9, eval_every=1, checkpoint_every=1, warmup_steps=0, val=str(tmp_path / "other.txt"))
     train(config)
     folder = RunFolder(Path(config.out))
     assert [path.name for path in folder.saved()] == ["step-00000009.safetensors", "step-00000008.safetensors"]

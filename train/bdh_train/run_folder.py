@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -118,13 +119,22 @@ def working_in(path: Path, resume: bool) -> Iterator[RunFolder]:
         raise TrainError(f"{path} holds no run: leave --resume out to begin one, or name its folder with --out")
     if not resume and path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise TrainError(f"{path} is not empty: give --resume to go on with the run in it, or another --out")
+    is_new = not path.exists()
     path.mkdir(parents=True, exist_ok=True)
     lock = path / ".lock"
     lock.touch()
-    with held(lock) as alone:
-        if not alone and sys.platform != "win32":  # where nothing can be locked
-            raise TrainError(f"another process trains in {path}: wait for it, or give another --out")
-        yield folder
+    try:
+        with held(lock) as alone:
+            if not alone and sys.platform != "win32":  # where nothing can be locked
+                raise TrainError(f"another process trains in {path}: wait for it, or give another --out")
+            yield folder
+    finally:
+        if not folder.config.exists():  # no run has begun: leave nothing that looks like one
+            lock.unlink(missing_ok=True)
+            for made in (folder.checkpoints, path / "data", path / "val"):
+                shutil.rmtree(made, ignore_errors=True)
+            if is_new:
+                path.rmdir()
 
 
 def sync(path: Path) -> None:
