@@ -208,6 +208,16 @@ def test_a_folder_of_another_run_is_refused(small: Small, text: Path) -> None:
     assert refusal(config, resume=True) == f"the data is not what step 2 had read: bring back {text}"
 
 
+def test_a_run_killed_before_it_had_begun_begins(small: Small) -> None:
+    config, out = small(), Path(small().out)
+    (out / "data").mkdir(parents=True)
+    (out / ".lock").touch()
+    (out / ".config.toml.00ff00ff.part").write_text("half")
+    assert train(config, stop=after(1)).step == 1
+    assert not (out / "data").exists()
+    assert not list(out.glob("*.part"))
+
+
 def test_two_processes_do_not_train_in_one_folder(small: Small) -> None:
     config = small()
     train(config, stop=after(2))
