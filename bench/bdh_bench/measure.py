@@ -27,6 +27,7 @@ FEWEST = 3  # runs of a plain form that its share of the time must allow: the fi
 SHARE = 0.5  # of what is left of a row's time that one side may load and run once in
 OUR_SHARE = 0.7
 TRIES = 3  # sizes that a plain form is tried at
+SOON = 10.0  # seconds in which no other size is tried
 LIMIT_SECONDS = 120.0
 PARTING = 10.0  # seconds to tell the peak of memory
 PROBE = 512  # of the product that tells float64's speed
@@ -198,13 +199,15 @@ class Session:
                 attempt.ready = attempt.worker.answer(time.monotonic() + left * (OUR_SHARE if ours else SHARE))
             except EndError as end:
                 attempt.stop()
-                if end.absent or ours or attempt.task.row.kind == "transformers" or not attempt.shrink():
+                said = f"{attempt.task.row.name}: {end}"
+                final = end.absent or ours or attempt.task.row.kind == "transformers" or time.monotonic() + SOON > deadline
+                if final or not attempt.shrink():
                     attempt.fail(str(end), broken=not end.absent)
                     return
-                attempt.result.notes.append(f"at its own size {end}")
+                attempt.result.notes.append(said)
             else:
                 return
-        attempt.fail("it broke at smaller sizes too", broken=True)
+        attempt.fail("nor at smaller sizes", broken=True)
 
 
 def fit(attempt: Attempt, known: Limits, max_seconds: float) -> bool:
@@ -283,7 +286,7 @@ def repeats(attempt: Attempt) -> int:
 
 def part(attempt: Attempt) -> None:
     """Ask for the peak of memory, which nobody scales, and say what was run if it was not the row."""
-    if attempt.scale != 1:
+    if attempt.scale != 1 and attempt.result.seconds:
         attempt.result.extrapolated_from = attempt.task.row.name
     if attempt.worker is None:
         return

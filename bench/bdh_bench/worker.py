@@ -15,7 +15,7 @@ import numpy as np
 
 from bdh_bench import machine
 from bdh_bench.reference import reference
-from bdh_bench.sides import AbsentError, Framework, Named, Task, find_port, framework
+from bdh_bench.sides import AbsentError, Framework, Named, Runner, Task, find_port, framework
 from bdh_spec import BackendUnavailable, BDHError, CapabilityError
 from bdh_spec.params import count
 
@@ -78,7 +78,7 @@ def sentence(error: Exception) -> str:
 
 
 def measure(pipe: Connection, task: Task, answer: str) -> None:
-    """Load a side, run it once, then as often as asked; on None tell the peak of memory above the weights."""
+    """Load a side, run it once, then as often as asked for a turn; on None tell the peak of memory above the weights."""
     if task.device == "cpu":  # where a pool of compilers would compete with what is measured
         os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
     meter = framework(task.port, task.device)
@@ -87,14 +87,18 @@ def measure(pipe: Connection, task: Task, answer: str) -> None:
     runner = meter.runner(task, task.params())
     if answer:
         store(answer, runner.answer())
+    meter.forget_peak()
     first = seconds(runner.run)
     repeats = 1
     if first < TURN:
         repeats = min(MOST_REPEATS, int(TURN / max(seconds(runner.run), TURN / MOST_REPEATS)) + 1)
     pipe.send(Ready(first, repeats, answer))
-    meter.forget_peak()
-    while (asked := pipe.recv()) is not None:
-        pipe.send(seconds(lambda: [runner.run() for _ in range(asked)]) / asked)
+    asked = pipe.recv()
+    if asked is not None:  # without a turn the peak is that of the first run, compilation and all
+        meter.forget_peak()
+    while asked is not None:
+        pipe.send(turn(runner, asked))
+        asked = pipe.recv()
     pipe.send(max(0, meter.peak() - weights))
 
 
@@ -102,6 +106,11 @@ def touch(meter: Framework, task: Task) -> None:
     """Run next to nothing, so that the framework's own memory is there before memory is looked at."""
     tiny = task.tiny()
     meter.runner(tiny, tiny.params()).run()
+
+
+def turn(runner: Runner, repeats: int) -> float:
+    """How long a run takes, of many."""
+    return seconds(lambda: [runner.run() for _ in range(repeats)]) / repeats
 
 
 def seconds(run: Callable[[], object]) -> float:
