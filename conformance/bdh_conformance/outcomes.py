@@ -47,6 +47,7 @@ class Result:
     seconds: float = 0.0
     worst: Outcome | None = None  # the nearest to its limit, or the failure, shrunk
     ratios: dict[str, float] = field(default_factory=dict)  # stage: the largest error over allowed
+    same_as: str = ""  # the id of an earlier check whose diagnosis explains this failure as well
 
     @property
     def id(self) -> str:
@@ -76,6 +77,7 @@ class Result:
             "phase": self.phase,
             "status": self.status,
             "reason": self.reason,
+            "same_as": self.same_as,
             "cases": self.cases,
             "seconds": round(self.seconds, 3),
             "ratios": {stage: finite(ratio) for stage, ratio in self.ratios.items()},

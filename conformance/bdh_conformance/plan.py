@@ -39,6 +39,9 @@ SMOKE_LOGITS = (
 )
 
 
+ENDLESS = 1000  # times a tier's examples: more than anybody waits for
+
+
 @dataclass(frozen=True)
 class Tier:
     """How much is looked at."""
@@ -49,6 +52,19 @@ class Tier:
     sized_examples: int  # of each class of sizes
     longest: int  # tokens of a text
     says: str
+    minutes: float | None = None  # for which cases are drawn; None: until all are
+
+    def for_minutes(self, minutes: float | None) -> Tier:
+        """The same with as many cases as that time allows, if it is given."""
+        if not minutes or not self.examples:
+            return self
+        return replace(
+            self,
+            examples=ENDLESS * self.examples,
+            narrow_examples=ENDLESS * self.narrow_examples,
+            sized_examples=ENDLESS * self.sized_examples,
+            minutes=minutes,
+        )
 
 
 TIERS = {
@@ -56,7 +72,7 @@ TIERS = {
     for tier in (
         Tier("smoke", 0, 0, 0, 0, "frozen cases only: some ten seconds"),
         Tier("standard", 36, 12, 1, 1200, "structured cases, classes of sizes and properties: some two minutes"),
-        Tier("deep", 1500, 400, 20, 4096, "thousands of examples, texts of 4,096 tokens: half an hour"),
+        Tier("deep", 1500, 400, 20, 4096, "thousands of examples, texts of 4,096 tokens: half an hour", 30.0),
     )
 }
 

@@ -7,11 +7,11 @@ import os
 import platform
 import sys
 from collections.abc import Mapping
+from importlib.metadata import version
 from importlib.resources import files
 from typing import Any
 from xml.etree import ElementTree
 
-import hypothesis
 import jinja2
 import numpy as np
 
@@ -65,7 +65,7 @@ def versions(run: Run) -> dict[str, str]:
         "port": run.backend.version(),
         "python": platform.python_version(),
         "numpy": np.__version__,
-        "hypothesis": hypothesis.__version__,
+        "hypothesis": version("hypothesis"),
     }
 
 

@@ -110,6 +110,18 @@ def explain(
     return []
 
 
+def of_vector(
+    runs: Sequence[Observed], name: str, observe: Observe, case: Case, dtype: str, phase: Phase, expected: Allowed
+) -> list[list[Mistake]]:
+    """The same for what a channel of this name computed of a published vector."""
+    named = [mistake for mistake in MISTAKES.values() if name in mistake.channels]
+    others = [mistake for mistake in MISTAKES.values() if name not in mistake.channels]
+    for suspects in (named, others):
+        if found := explanations(runs[0], observe, case, dtype, phase, expected, suspects, runs[1:]):
+            return found
+    return []
+
+
 def short(case: Case) -> Case:
     """A case like this one whose text is short."""
     return replace(case, time=min(case.time, SHORT))
