@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from bdh_conformance.channels import dropout, refusals, sampling
+from bdh_conformance.channels import dropout, masks, refusals, sampling
 from bdh_conformance.channels.channel import WIDE, Channel
 from bdh_conformance.channels.inputs import inputs_reference, observe_inputs
 from bdh_conformance.channels.order import observe_order
@@ -45,7 +45,7 @@ CHANNELS = {
             observe_logits,
             reference=logits_reference,
             sizes=(*WIDTHS, "beyond_a_thousand"),
-            narrow_sizes=("many", "beyond_a_thousand"),
+            narrow_sizes=("many", "wide", "beyond_a_thousand"),
             special=HUGE,
             smoke="first dtype",
             every_phase=True,
@@ -56,7 +56,7 @@ CHANNELS = {
             "every stage of every layer",
             ("trace",),
             observe_traces,
-            sizes=("many", "indivisible"),
+            sizes=("many", "crowd", "wide", "indivisible"),
             special=HUGE,
             smoke="every dtype",
         ),
@@ -67,8 +67,8 @@ CHANNELS = {
             ("loss",),
             observe_loss,
             reference=loss_reference,
-            sizes=("many", "beyond_a_thousand"),
-            narrow_sizes=("beyond_a_thousand",),
+            sizes=("many", "crowd", "one_id", "many_ids", "beyond_a_thousand"),
+            narrow_sizes=("many_ids", "beyond_a_thousand"),
             special=(replace(PLAIN, scale=1e5),),  # logits beyond the range of exp
             smoke="first dtype",
         ),
@@ -91,7 +91,7 @@ CHANNELS = {
             "the recurrent state",
             ("advance", "state"),
             observe_states,
-            sizes=("many", "beyond_a_thousand"),
+            sizes=("many", "crowd", "beyond_a_thousand"),
             narrow_sizes=("beyond_a_thousand",),
             cost=2,
             smoke="first dtype",
@@ -115,7 +115,7 @@ CHANNELS = {
             ("forward",),
             observe_batch,
             reference=batch_reference,
-            sizes=("many",),
+            sizes=("many", "crowd"),
         ),
         Channel(
             "padding",
@@ -125,7 +125,7 @@ CHANNELS = {
             observe_padding,
             min_time=2,
             reference=padding_reference,
-            sizes=("many", "between_blocks", "beyond_a_thousand"),
+            sizes=("many", "crowd", "between_blocks", "beyond_a_thousand"),
             cost=3,
             relative=True,
         ),
@@ -139,7 +139,7 @@ CHANNELS = {
             WIDE,
             dropout.prepare,
             min_time=2,
-            only=(*dropout.CASES, *dropout.RATES),
+            only=(*dropout.CASES, *dropout.RATES, *masks.CASES),
             cost=40,
             once=True,
         ),

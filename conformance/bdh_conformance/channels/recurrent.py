@@ -8,7 +8,7 @@ import numpy as np
 
 from bdh_conformance.channels.channel import Observed, scalar
 from bdh_conformance.yardstick.cases import Case
-from bdh_conformance.yardstick.sizes import BLOCKS, LONG, in_reads_of, pieces, turns
+from bdh_conformance.yardstick.sizes import LONG, in_reads_of, pieces, turns
 from bdh_spec import Model, RecurrentState, State
 from bdh_spec.params import Array
 from bdh_spec.rope import Phase
@@ -29,7 +29,7 @@ def observe_states(model: Model, case: Case) -> Observed:
     And what a text adds to a state that is full already: all of it has to arrive (R13).
     """
     T, state = case.time, model.init_state(case.batch)
-    first = turns(case)[0][0] if T > LONG else T // 2 or 1
+    first = max(turns(case))[0] if T > LONG else T // 2 or 1
     logits, state = model.advance(state, case.tokens[:, :first])
     begun = model.export_state(state)
     seen = {"begun.logits": logits} | memories("begun", begun)
@@ -76,7 +76,9 @@ def observe_decode(model: Model, case: Case) -> Observed:
     for first, both in turns(case):
         if first not in begun:
             begun[first] = model.advance(model.init_state(case.batch), case.tokens[:, :first])[1]
-        seen[f"turn_{first}_{both}.logits"] = model.advance(begun[first], case.tokens[:, first:both])[0]
+        logits, state = model.advance(begun[first], case.tokens[:, first:both])
+        seen[f"turn_{first}_{both}.logits"] = logits
+        seen[f"after_{first}_{both}.logits"] = model.advance(state, case.tokens[:, both : both + 1])[0]
     return seen
 
 
@@ -90,7 +92,10 @@ def decode_reference(model: Model, case: Case) -> Observed:
     logits = np.concatenate([before, last], axis=1)
     seen = {f"{way}.logits": logits for way in plans(case)}
     seen |= {"again.logits": last, "branch.logits": other, "back.logits": last}
-    return seen | {f"turn_{first}_{both}.logits": logits[:, first:both] for first, both in turns(case)}
+    for first, both in turns(case):
+        seen[f"turn_{first}_{both}.logits"] = logits[:, first:both]
+        seen[f"after_{first}_{both}.logits"] = logits[:, both : both + 1]
+    return seen
 
 
 def plans(case: Case) -> dict[str, tuple[int, ...]]:
@@ -101,7 +106,7 @@ def plans(case: Case) -> dict[str, tuple[int, ...]]:
         ways["ragged"] = ragged(T)
     else:
         ways["pieces"] = pieces(case)
-        ways |= {f"reads_of_{size}": in_reads_of(size, T) for size in BLOCKS if size < T}
+        ways |= {f"reads_of_{size}": in_reads_of(size, T) for size in (64, 100, 128, 256, 300, 512, 1000, 1024) if size < T}
     return {name: way for name, way in ways.items() if 0 not in way}
 
 
