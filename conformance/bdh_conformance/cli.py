@@ -146,15 +146,7 @@ def read_inputs(known_file: Path | None, baseline: Path | None) -> tuple[list[kn
         excused = known.read(known_file) if known_file else []
     except known.KnownError as error:
         raise click.UsageError(str(error)) from None
-    if baseline is None:
-        return excused, None
-    try:
-        before: dict[str, Any] = json.loads(baseline.read_text())
-    except (OSError, ValueError) as error:
-        raise click.UsageError(f"{baseline} is no report in JSON ({error}): give a file that --json wrote") from None
-    if not isinstance(before, dict) or before.get("schema") != report.SCHEMA:
-        raise click.UsageError(f"{baseline} is no report of this suite: give a file that --json wrote")
-    return excused, before
+    return excused, report.read_baseline(baseline) if baseline else None
 
 
 def perform(run: Run, request: Request, isolated: Isolated | None, quiet: bool) -> None:
@@ -182,11 +174,7 @@ def found(run: Run, isolated: Isolated | None, number: int, check: Check, until:
     if isolated is None:
         with devoid_of_talk():
             return run.run(check, until)
-    result = isolated.run(number, check)
-    run.results.append(result)
-    run.coverage.update(isolated.coverage)
-    isolated.coverage.clear()
-    return result
+    return isolated.found(run, number, check)
 
 
 @contextlib.contextmanager
@@ -209,10 +197,7 @@ def answer(found: dict[str, Any], changes: list[dict[str, Any]]) -> None:
             print()
     console.print(table(found))
     for change in changes:
-        nearer = (
-            f"{change['times']:.1f} times nearer to its limit, {change['now']:.2g} of it" if change["times"] else change["now"]
-        )
-        print(f"since the baseline: {change['id']} {change['stage']} {nearer}".replace("  ", " "))
+        print(report.moved(change))
     for complaint in found["complaints"]:
         print(complaint)
     counts = ", ".join(f"{count} {status}" for status, count in found["totals"].items() if count)

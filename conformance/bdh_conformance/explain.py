@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from bdh_conformance import search
 from bdh_conformance.channels import CHANNELS
+from bdh_conformance.channels.channel import WIDE
 from bdh_conformance.files import frozen, vectors
 from bdh_conformance.files.vectors import Judged, origin
 from bdh_conformance.outcomes import BAD, Outcome, Result
@@ -88,7 +89,7 @@ def smallest(run: Run, check: Check, case: Case) -> Case:
     clear = CLEAR if run.compared(check, case).ratio > CLEAR else 1.0
 
     def fails(smaller: Case) -> bool:
-        fit = check.channel.prepare(smaller)
+        fit = check.fit(smaller)
         if fit is None or time.perf_counter() > deadline:
             return False
         if str(fit) not in known:
@@ -97,7 +98,7 @@ def smallest(run: Run, check: Check, case: Case) -> Case:
         return known[str(fit)]
 
     found = search.smallest(smaller_than(case, check.channel.min_time), fails, SMALLER)
-    return case if found is None else check.channel.prepare(found) or case
+    return case if found is None else check.fit(found) or case
 
 
 def smallest_vector(run: Run, check: Check, judged: Judged) -> Judged:
@@ -161,11 +162,23 @@ def diagnosed(run: Run, check: Check, given: Case | Judged) -> list[list[Mistake
         traced = given.time <= LONG and check.channel.name != "traces" and traceable(run, check)
         if traced and run.compared(traces, given).status == "failed":
             check = traces
-        alike = check.channel.prepare(diagnosis.short(given)) if given.time > LONG else None
+        alike = check.fit(diagnosis.short(given)) if given.time > LONG else None
         runs = answers(run, check, given)
         right_when_short = alike is not None and run.compared(check, alike).status == "passed"
-        return diagnosis.explain(check.channel, runs, given, check.dtype, check.phase, right_when_short=right_when_short)
+        found = diagnosis.explain(check.channel, runs, given, check.dtype, check.phase, right_when_short=right_when_short)
+        return found or measured(run, check)
     return None
+
+
+def measured(run: Run, check: Check) -> list[list[Mistake]]:
+    """What is wrong with the frequency table that a port turns by: no two ports are off in the same entries."""
+    from bdh_conformance.adversaries import table
+
+    if not traceable(run, check) or check.dtype not in WIDE or check.phase != "exact":
+        return []
+    case = Case(BDHConfig(1, 8, 0.1, 2, 8, 11), 1, table.STEPS, seed=1, scale=20.0)
+    found = table.of_trace(run.load(case, check.dtype, check.phase).trace(case.tokens))
+    return [found] if found else []
 
 
 class asking:

@@ -173,6 +173,14 @@ class Isolated:
         self.coverage.update(coverage)
         return result
 
+    def found(self, run: Run, number: int, check: Check) -> Result:
+        """The same, kept by the run of this process, with what its cases covered."""
+        result = self.run(number, check)
+        run.results.append(result)
+        run.coverage.update(self.coverage)
+        self.coverage.clear()
+        return result
+
     def answer(self, case: str) -> Any:
         """The next message, or the end of the process while it worked on ``case``; on none, it is the suite that works."""
         assert self.process is not None

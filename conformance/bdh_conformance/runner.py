@@ -59,7 +59,7 @@ class Run:
     def fitting(self, check: Check) -> Iterator[Case | Judged]:
         """The fixed cases as the channel needs them."""
         for given in check.fixed:
-            fit = given if isinstance(given, Judged) else check.channel.prepare(given)
+            fit = given if isinstance(given, Judged) else check.fit(given)
             if fit is not None:
                 yield fit
 
@@ -124,7 +124,7 @@ class Run:
         def fails(case: Case) -> bool:
             if until is not None and time.time() > until and not failures:
                 raise search.Enough
-            fit = check.channel.prepare(case)
+            fit = check.fit(case)
             hypothesis.assume(fit is not None)
             assert fit is not None  # assumed
             if bad := self.examine(check, fit, result).status in BAD:

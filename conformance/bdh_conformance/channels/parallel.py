@@ -71,7 +71,8 @@ def ignored(case: Case) -> dict[str, Array]:
 def observe_gradients(model: Model, case: Case) -> Observed:
     """The slopes of a loss with an ignored target; of losses with more of them ignored as well."""
     seen: Observed = {}
-    for name, targets in ({"": case.targets} | ignored(case)).items():
+    others = ignored(case) if case.time <= LONG else {}
+    for name, targets in ({"": case.targets} | others).items():
         value, slopes = model.gradients(case.tokens, targets)
         prefix = name.removesuffix("loss")
         seen |= {f"{prefix}loss": scalar(value)}

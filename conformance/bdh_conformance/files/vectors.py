@@ -331,6 +331,17 @@ def as_lines(judged: Judged) -> str:
 def read(folder: Path) -> Judged:
     """A case from its folder, every byte of it checked against the manifest."""
     about = read_manifest(folder)
+    try:
+        return sealed(folder, about)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, VectorsError):
+            raise
+        said = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise VectorsError(f"{folder / 'manifest.json'} is no manifest of a case ({said}): export the vectors again") from None
+
+
+def sealed(folder: Path, about: dict[str, Any]) -> Judged:
+    """The same, once its manifest is read."""
     for name, digest in about["files"].items():
         if not (folder / name).is_file() or sha256((folder / name).read_bytes()) != digest:
             raise VectorsError(f"{folder / name} is not what its manifest sealed: export the vectors again")
@@ -361,8 +372,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         about: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
     except (OSError, ValueError) as error:
         raise VectorsError(f"{folder} has no manifest that can be read ({error}): export the vectors again") from None
-    if about.get("schema") != SCHEMA:
-        raise VectorsError(f"{folder} has schema {about.get('schema')!r}, this suite reads {SCHEMA}: export with this suite")
+    if not isinstance(about, dict) or about.get("schema") != SCHEMA:
+        found = about.get("schema") if isinstance(about, dict) else None
+        raise VectorsError(f"{folder} has schema {found!r}, this suite reads {SCHEMA}: export with this suite")
     return about
 
 
