@@ -31,7 +31,7 @@ class Port(NumpyBackend):
 def conform(folder: Path, crash: str, *words: str) -> tuple[int, str, str]:
     """The command on a port that does something terrible in its loss."""
     (folder / "port.py").write_text(PORT.format(crash=crash))
-    command = [sys.executable, "-m", "bdh_conformance.cli", "port:Port", "--channel", "logits,loss,batch", "--dtype", "float32"]
+    command = [sys.executable, "-m", "bdh_conformance", "port:Port", "--channel", "logits,loss,batch", "--dtype", "float32"]
     done = subprocess.run([*command, "--tier", "smoke", *words], cwd=folder, capture_output=True, text=True, timeout=120)
     return done.returncode, done.stdout, done.stderr
 
@@ -80,7 +80,7 @@ def test_a_healthy_port_passes_and_each_check_is_told_where_nobody_watches(tmp_p
 def test_a_port_that_cannot_be_had_gets_one_sentence(tmp_path: Path, port: str, sentence: str) -> None:
     (tmp_path / "port.py").write_text(port)
     done = subprocess.run(
-        [sys.executable, "-m", "bdh_conformance.cli", "port:Port"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "bdh_conformance", "port:Port"], cwd=tmp_path, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 2
     assert sentence in done.stderr

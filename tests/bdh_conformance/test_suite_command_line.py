@@ -12,7 +12,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from bdh_conformance import cli, known, report
+from bdh_conformance import __main__ as door
+from bdh_conformance import known, report
 from bdh_conformance.channels import CHANNELS
 from bdh_conformance.files.vectors import Judged, origin
 from bdh_conformance.levels import badge, levels
@@ -36,7 +37,7 @@ def conform(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     def run(*words: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["bdh-conform", *map(str, words)])
         with pytest.raises(SystemExit) as stopped:
-            cli.main()
+            door.main()
         return int(stopped.value.code or 0), *capsys.readouterr()
 
     return run
