@@ -16,7 +16,7 @@ from bdh_bench.reference import COMPARED, cost, worst_error
 from bdh_bench.results import RowResult, SideResult
 from bdh_bench.rows import Row
 from bdh_bench.sides import AGAIN, OURS, READ, Named, Task, sides_of
-from bdh_bench.worker import EndError, Limits, Ready, Worker, limits, load_answer, measure, refer, seconds
+from bdh_bench.worker import EndError, LateError, Limits, Ready, Worker, limits, load_answer, measure, refer, seconds
 from bdh_spec import BDHConfig
 
 Say = Callable[[str], None]
@@ -202,7 +202,7 @@ class Session:
                 said = f"{attempt.task.row.name}: {end}"
                 final = end.absent or ours or attempt.task.row.kind == "transformers" or time.monotonic() + SOON > deadline
                 if final or not attempt.shrink():
-                    attempt.fail(str(end), broken=not end.absent)
+                    attempt.fail(str(end), broken=broke(end))
                     return
                 attempt.result.notes.append(said)
             else:
@@ -267,11 +267,16 @@ def take_turns(attempts: list[Attempt], rounds: int, deadline: float) -> None:
             try:
                 found[attempt.task.side].append(attempt.worker.ask(repeats(attempt), deadline + PARTING))
             except EndError as end:
-                attempt.fail(str(end), broken=True)
+                attempt.fail(str(end), broken=broke(end))
     for attempt in attempts:
-        if not attempt.result.failed:
+        if attempt.worker is not None:
             attempt.result.first = attempt.scale * first(attempt)
             attempt.result.seconds = [attempt.scale * s for s in found[attempt.task.side] or [first(attempt)]]
+
+
+def broke(end: EndError) -> bool:
+    """Whether a side ended by a fault, and not because it does not exist here or was late."""
+    return not end.absent and not isinstance(end, LateError)
 
 
 def first(attempt: Attempt) -> float:

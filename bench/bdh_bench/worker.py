@@ -37,6 +37,10 @@ class EndError(BDHError):
         self.absent = absent
 
 
+class LateError(EndError):
+    """A side that was not done in its time, which is no fault: it may be slow, or the machine busy."""
+
+
 @dataclass(frozen=True)
 class Ready:
     """A side that is loaded and has run once."""
@@ -188,7 +192,7 @@ class Worker:
         """The next answer. EndError where there is none by ``deadline``, a time of ``time.monotonic``."""
         while not self.pipe.poll(LOOK):
             if time.monotonic() > deadline:
-                raise EndError("it ran out of time")
+                raise LateError("it ran out of time")
             if machine.available_memory() < SPARE * machine.total_memory():
                 raise EndError(f"it was ended when it had left {machine.available_memory() >> 20} MB of the machine's memory")
             if not self.process.is_alive() and not self.pipe.poll():
