@@ -124,7 +124,10 @@ def test_a_run_that_checked_nothing_fails(conform) -> None:
         (["numpy", "--case", CASE, "--tier", "standard"], "--case looks at one case only, so --tier would be ignored"),
         (["numpy", "--in-process", "--time-limit", "3"], "--in-process can end no port, so --time-limit would be ignored"),
         (["numpy", "--in-process", "--memory-limit", "3"], "--in-process can end no port, so --memory-limit would be ignored"),
-        (["vectors", "export", "none", "--case", CASE, "--version", "1.0"], "--case is no case of a published set, so --version would be ignored"),
+        (
+            ["vectors", "export", "none", "--case", CASE, "--version", "1.0"],
+            "--case is no case of a published set, so --version would be ignored",
+        ),
         (["vectors", "check", "none", "none", "--dtype", "int4"], "no vectors are in 'int4': there are float32, float64"),
         (["numpy", "--tier", "endless"], "Invalid value for '--tier': 'endless' is not one of"),
         (["numpy", "--baseline", "pyproject.toml"], "pyproject.toml is no report in JSON"),
