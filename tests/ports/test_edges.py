@@ -148,7 +148,6 @@ SMALLEST = [
     BDHConfig(n_layer=1, n_embd=2, n_head=1, mlp_internal_dim_multiplier=1, vocab_size=1),
     BDHConfig(n_layer=3, n_embd=4, n_head=2, mlp_internal_dim_multiplier=1, vocab_size=1),
     BDHConfig(n_layer=2, n_embd=2, n_head=1, mlp_internal_dim_multiplier=1, vocab_size=5),
-    BDHConfig(n_layer=1, n_embd=1, n_head=1, mlp_internal_dim_multiplier=2, vocab_size=3),
 ]
 
 
@@ -165,3 +164,10 @@ def test_the_smallest_sizes_and_many_texts_agree(load: Callable[..., Model], con
     assert loss == pytest.approx(exact, rel=1e-5, abs=1e-6)
     assert all(np.isfinite(slope).all() for slope in slopes)
     assert loaded.generate(case.tokens, 2, seed=1).shape == (batch, time + 2)
+
+
+def test_one_feature_leaves_nothing_after_a_norm(load: Callable[..., Model]) -> None:
+    case = Case(BDHConfig(n_layer=2, n_embd=1, n_head=1, mlp_internal_dim_multiplier=2, vocab_size=3), batch=3, time=4, seed=5)
+    loaded = load(case.params, case.config)
+    assert not loaded.forward(case.tokens).any()
+    assert not in_pieces(loaded, case.tokens).any()
