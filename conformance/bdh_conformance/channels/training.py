@@ -70,14 +70,15 @@ def said(model: Model, case: Case, when: str) -> Observed:
 
 
 def two_optimizers(model: Model, case: Case) -> Observed:
-    """Losses of two optimizers that take turns: each has moments, settings and a count of steps of its own.
+    """Losses of two optimizers that take turns, and the weights after them: each has moments, settings and a count of steps of its own.
 
     What is zero in the settings of the second is zero, and no default.
     """
     other_settings = replace(settings(case), betas=(0.0, 0.9), weight_decay=0.0, clip=1e3)
     one, other = model.optimizer(settings(case)), model.optimizer(other_settings)
     losses = [model.train_step(optimizer, *batch(case, i)) for i, optimizer in enumerate((one, other, one, other))]
-    return {f"turns.{i}.loss": scalar(loss) for i, loss in enumerate(losses)}
+    weights = {f"turns.weights.{key}": np.ravel(weight) for key, weight in model.params()._asdict().items()}
+    return {f"turns.{i}.loss": scalar(loss) for i, loss in enumerate(losses)} | weights
 
 
 def steps(model: Model, case: Case) -> Iterator[float]:
