@@ -431,7 +431,7 @@ def command(names: tuple[str, ...], runs: int, start: int, guided: bool, seconds
     for name in names or readers():
         begun = time.monotonic()
         figures = guide(name, runs, start, seconds) if guided else fuzz(name, runs, start, seconds or math.inf)
-        failed = failed or bool(figures.faults) or figures.grown > MOST_BYTES
+        failed = failed or bool(figures.faults) or figures.grown > MOST_BYTES or not figures.runs
         click.echo(f"{figures.line(name)}; {figures.runs / (time.monotonic() - begun):,.0f} a second")
         for fault, times in figures.faults.most_common(10):
             click.echo(f"  {times:,} times {fault}")
