@@ -36,7 +36,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     reader, figures, values = fuzz.readers()[name], fuzz.Figures(), fuzz.made_up(start)
     due = 0.0
-    with fuzz.sound(reader) as (file, path):
+    with fuzz.sound(reader, told.parent) as (file, path):
         data = file.read_bytes()
 
         def mutated(held: bytes, most: int, drawn_from: int) -> bytes:
