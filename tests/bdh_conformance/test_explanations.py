@@ -32,8 +32,6 @@ def test_one_mistake_is_diagnosed_once_and_named_by_the_other_checks() -> None:
     assert all(f"looks like {first.id}: " in other.worst.message for other in others)
 
 
-
-
 @pytest.mark.parametrize("of", ["layers.0.yKV", "layers.1.x"])
 def test_a_stage_that_amplifies_is_not_blamed(of: str) -> None:
     """An early stage is off by less than its own tolerance, and all that follow are right functions of it."""

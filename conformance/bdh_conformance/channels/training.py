@@ -69,7 +69,7 @@ def said(model: Model, case: Case, when: str) -> Observed:
 
 
 def two_optimizers(model: Model, case: Case) -> Observed:
-    """Losses of two optimizers that take turns, and the weights after them: each has moments, settings and a count of steps of its own.
+    """Losses of two optimizers that take turns, and the weights after them: each has moments, settings and a count of its own.
 
     What is zero in the settings of the second is zero, and no default.
     """
