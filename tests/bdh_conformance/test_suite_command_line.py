@@ -85,7 +85,8 @@ def test_a_wrong_port_fails(conform, planted: str) -> None:
     status, out, err = conform(planted, *FAST)
     assert status == 1
     assert "differs from the specification" in out
-    assert f"bdh-conform {planted} --channel traces --dtype float32 --case 'B" in out
+    assert f"bdh-conform {planted} --channel logits --dtype float32 --case 'B" in out
+    assert "and so traces/float32 fails, first at layers.0.rotated" in out
     assert "traces/float32 failed after 1 cases" in err
 
 
