@@ -1,6 +1,7 @@
 """Write the text that the embedded checkpoint learns from, and the text it is measured on, from Python's own help topics.
 
-python examples/hatchling_data.py DIR, then bdh-train --config examples/hatchling.toml --data DIR/training.txt --val DIR/held_out.txt
+python examples/hatchling_data.py DIR
+bdh-train --config examples/hatchling.toml --data DIR/training.txt --val DIR/held_out.txt
 """
 
 from __future__ import annotations
