@@ -958,7 +958,17 @@ STEP_LOSS = Place("numpy_backend", "return loss_before", ("training",))
 TRAINING = [
     CORRECTED("adam_uncorrected", "mean, square = m, v", "Adam's moments are not corrected for their start"),
     STEPS("adam_correction_late", "moments.step += 1 + (not moments.step)", "Adam's correction is one step ahead"),
-    CLIPPED("adam_decay_in_gradient", "g = slope * scale + s.weight_decay * weight", "weight decay enters Adam's moments"),
+    CLIPPED(
+        "adam_decay_in_gradient",
+        "g = slope * scale + moments.settings.weight_decay * weight;"
+        " s = __import__('dataclasses').replace(s, weight_decay=0.0)",
+        "weight decay is added to the gradient (L2) and enters Adam's moments",
+    ),
+    CLIPPED(
+        "adam_decay_in_both",
+        "g = slope * scale + s.weight_decay * weight",
+        "weight decay is added to the gradient as well",
+    ),
     CLIPPED("clip_missing", "g = slope", "gradients are not clipped"),
     CLIPPED("clip_per_tensor", "g = slope * clip_scale((slope,), s.clip)", "each weight's gradient is clipped by itself"),
     CLIPPED(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Literal
 
 import numpy as np
@@ -107,7 +108,7 @@ def expect_of(
     return {
         name: Expectation(
             expectation.reference,
-            np.max([way[name].allowed for way in ways], axis=0),
+            reduce(np.maximum, (way[name].allowed for way in ways)),  # of each row, or of all alike
             max(way[name].allowed_slope for way in ways),
         )
         for name, expectation in ways[0].items()
