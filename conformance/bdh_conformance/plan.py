@@ -28,9 +28,10 @@ KINDS = {
 OTHER_SHAPES = (POOL[0], POOL[2], POOL[4])  # in dtypes beside the first
 
 # Of a port that compiles a program for each shape, in standard: these shapes and classes of sizes, but for plain logits, which
-# compile fast; and in dtypes beside the first one shape.
-COMPILED_SHAPES, COMPILED_BESIDE = (POOL[1], POOL[4]), (POOL[4],)
+# compile fast; in dtypes beside the first, and of what is dear, one shape.
+COMPILED_SHAPES, COMPILED_ALONE = (POOL[1], POOL[4]), (POOL[4],)
 COMPILED_SIZES = ("many", "beyond_a_thousand")
+DEAR = 12  # the cost of a channel from which on one shape has to do
 
 
 ENDLESS = 1000  # times a tier's examples: more than anybody waits for
@@ -177,7 +178,7 @@ def unclaimed(channel: Channel, capabilities: Capabilities, dtype: str, phase: P
 def structured(channel: Channel, dtype: str, is_base: bool, few: bool) -> Iterator[Case]:
     """Every shape, with every kind of weights somewhere."""
     if channel.only:
-        yield from channel.only
+        yield from (few and channel.only_compiled) or channel.only
         return
     kinds = cycle(KINDS[dtype in WIDE])
     for seed, (shape, (scale, weights)) in enumerate(zip(shapes(channel, is_base, few), kinds, strict=False)):
@@ -186,9 +187,7 @@ def structured(channel: Channel, dtype: str, is_base: bool, few: bool) -> Iterat
         yield from channel.special
 
 
-def generated(
-    tier: Tier, channel: Channel, dtype: str, is_base: bool, at_home: bool, few: bool
-) -> Iterator[Generated]:
+def generated(tier: Tier, channel: Channel, dtype: str, is_base: bool, at_home: bool, few: bool) -> Iterator[Generated]:
     """Values drawn for the shapes of the pool, then shapes drawn from the classes of sizes."""
     kinds = KINDS[dtype in WIDE]
     examples = (tier.examples if dtype in WIDE else tier.narrow_examples) // channel.cost
@@ -202,7 +201,7 @@ def shapes(channel: Channel, is_base: bool, few: bool) -> tuple[Shape, ...]:
     """The shapes of the pool that a channel takes: fewer in all dtypes but the first, and of a port that compiles each anew."""
     fit = tuple(shape for shape in channel.shapes if shape[2] >= channel.min_time)
     if few and not (is_base and compiles_fast(channel)):
-        wanted = COMPILED_SHAPES if is_base else COMPILED_BESIDE
+        wanted = COMPILED_SHAPES if is_base and channel.cost < DEAR else COMPILED_ALONE
         return tuple(shape for shape in fit if shape in wanted) or fit[:1]
     return tuple(shape for shape in fit if is_base or shape in OTHER_SHAPES)
 
@@ -212,7 +211,7 @@ def sizes(channel: Channel, dtype: str, is_base: bool, few: bool) -> tuple[str, 
     if dtype not in WIDE:
         return channel.narrow_sizes if not few or compiles_fast(channel) else ()
     if few and not compiles_fast(channel):
-        return tuple(name for name in channel.sizes if name in COMPILED_SIZES) if is_base else ()
+        return tuple(name for name in channel.sizes if name in COMPILED_SIZES) if is_base and channel.cost < DEAR else ()
     return channel.sizes if is_base or (channel.dtypes == WIDE and not few) else ()
 
 
