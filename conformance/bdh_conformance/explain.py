@@ -159,7 +159,8 @@ def diagnosed(run: Run, check: Check, given: Case | Judged) -> list[list[Mistake
     traces = replace(check, channel=CHANNELS["traces"])
     with asking():
         if isinstance(given, Judged):
-            return diagnosis.of_vector(answers(run, check, given), check.channel.name, *asked(check, given))
+            found = diagnosis.of_vector(answers(run, check, given), check.channel.name, *asked(check, given))
+            return found or measured(run, check)
         traced = given.time <= LONG and check.channel.name != "traces" and traceable(run, check)
         if traced and run.compared(traces, given).status == "failed":
             check = traces

@@ -1361,8 +1361,20 @@ PORTING = [
     RUN_LAYERS("layer_too_many", "for i in range(config.n_layer + 1):", "a layer too many is computed", ("logits",)),
     MEMORIES(
         "states_shared",
-        "for memory in ((memories or state.layers)[-1] for _ in state.layers):",
+        "for memory in __import__('itertools').chain(((memories or state.layers)[-1] for _ in state.layers),"
+        " (0 for _ in (0,) if memories.__setitem__(slice(None), memories[-1:] * len(memories)))):",
         "all layers read and write one state",
+    ),
+    MEMORIES(
+        "states_handed_on",
+        "for memory in ((memories or state.layers)[-1] for _ in state.layers):",
+        "each layer reads the state that the layer before it wrote",
+    ),
+    CHUNK_ROTATION(
+        "positions_ahead_but_the_first",
+        "cos, sin = (turned[np.arange(T) + (state.position + np.arange(T) > 0)] for turned in"
+        " rotation(state.position, T + 1, frequencies_of(config), params.encoder.dtype, phase))",
+        "decoding counts every position but the first from one ahead",
     ),
     POSITION(
         "position_ahead_once_begun",

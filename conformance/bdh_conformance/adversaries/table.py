@@ -21,7 +21,7 @@ PHASE_ERROR: dict[Phase, float] = {"exact": 2e-6, "float32": 5e-5}  # of a token
 CERTAIN = 4.0  # times what float32 resolves
 
 
-def of_trace(trace: Mapping[str, Array], phase_error: float) -> list[Mistake]:
+def of_trace(trace: Mapping[str, Array], phase_error: float = PHASE_ERROR["exact"]) -> list[Mistake]:
     """What is wrong with the table behind the first layer of a trace, if something is."""
     off, resolved = measured(trace["layers.0.x_sparse"], trace["layers.0.rotated"], phase_error)
     wrong = np.abs(off) > CERTAIN * resolved
@@ -31,7 +31,7 @@ def of_trace(trace: Mapping[str, Array], phase_error: float) -> list[Mistake]:
     return [MISTAKES["table_by_float32_power" if worst <= UNITS * UNIT else "table_trained"]]
 
 
-def measured(before: Array, after: Array, phase_error: float) -> tuple[Array, Array]:
+def measured(before: Array, after: Array, phase_error: float = PHASE_ERROR["exact"]) -> tuple[Array, Array]:
     """How far each pair's frequency (N/2,) is off, relatively, and how finely that could be seen.
 
     The phase of each token is compared with the table's, token by token, so that no whole turn is lost between them.

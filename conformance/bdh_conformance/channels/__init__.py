@@ -168,6 +168,7 @@ CHANNELS = {
             dropout.prepare,
             min_time=2,
             only=(*dropout.CASES, *dropout.RATES, *masks.CASES),
+            only_compiled=(dropout.CASES[1], dropout.RATES[0], dropout.RATES[-1], *masks.CASES),
             cost=40,
             once=True,
         ),

@@ -49,6 +49,7 @@ class Channel:
     narrow_sizes: tuple[str, ...] = ()  # the same in the narrow types
     special: tuple[Case, ...] = ()  # where else some mistakes hide
     only: tuple[Case, ...] = ()  # instead of structured cases, where just these will do
+    only_compiled: tuple[Case, ...] = ()  # fewer of them, for a port that compiles each in seconds
     kinked: Callable[[Case], bool] = lambda case: False  # whether it shows that float32 rounding flips a relu
     partial: bool = False  # asks for more than its verbs where a port claims more
     cost: int = 1  # how many times dearer a case is than one of logits
