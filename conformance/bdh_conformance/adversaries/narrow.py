@@ -13,7 +13,7 @@ from bdh_spec import BDHConfig, Capabilities, Model, OptimizerState, Params
 from bdh_spec.checks import check_tokens
 from bdh_spec.numpy_backend import NumpyBackend
 from bdh_spec.params import Array, cast
-from bdh_spec.protocol import Batch, as_tokens
+from bdh_spec.protocol import Batch, State, as_tokens
 from bdh_spec.rope import Phase
 from bdh_spec.sampling import Sampling, fresh_seed, probabilities, uniform
 
