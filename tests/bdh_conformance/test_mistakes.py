@@ -83,10 +83,10 @@ def test_a_mistake_is_one_line_and_builds(name: str) -> None:
 # and those that only classes of sizes, calls or tables show.
 SOME = [
     *(pytest.param(name, marks=[pytest.mark.thorough] * (i % 3 > 0)) for i, name in enumerate(list(MISTAKES)[::20])),
-    "state_forgotten_after_512",
+    pytest.param("state_forgotten_after_512", marks=pytest.mark.thorough),
     "block_of_neurons_lost",
     "texts_beyond_four_lost",
-    "last_piece_dropped",
+    pytest.param("last_piece_dropped", marks=pytest.mark.thorough),
     "gradient_turned_back",
     "padding_counted_in_positions",
 ]
