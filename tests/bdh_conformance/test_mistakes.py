@@ -79,7 +79,7 @@ def test_a_mistake_is_one_line_and_builds(name: str) -> None:
     assert mistake.backend().version() == f"numpy with {name}"
 
 
-# The score, which CI runs, looks at all of them, in minutes; here every twentieth, two thirds of these in `make test-thorough`,
+# The score, which `.ci/full` runs, looks at all of them, in minutes; here every twentieth, two thirds of these in `make test-thorough`,
 # and those that only classes of sizes, calls or tables show.
 SOME = [
     *(pytest.param(name, marks=[pytest.mark.thorough] * (i % 3 > 0)) for i, name in enumerate(list(MISTAKES)[::20])),
