@@ -79,8 +79,8 @@ def test_a_mistake_is_one_line_and_builds(name: str) -> None:
     assert mistake.backend().version() == f"numpy with {name}"
 
 
-# The score, which `.ci/full` runs, looks at all of them, in minutes; here every twentieth, two thirds of these in `make test-thorough`,
-# and those that only classes of sizes, calls or tables show.
+# The score, which `.ci/full` runs, looks at all of them; here every twentieth, two thirds of these in `make test-thorough`, and
+# those that only classes of sizes, calls or tables show.
 SOME = [
     *(pytest.param(name, marks=[pytest.mark.thorough] * (i % 3 > 0)) for i, name in enumerate(list(MISTAKES)[::20])),
     pytest.param("state_forgotten_after_512", marks=pytest.mark.thorough),
