@@ -117,18 +117,6 @@ def readout(x: Array, params: Params) -> Array:
     return x @ params.lm_head  # B T V
 
 
-def forward(tokens: Array, params: Params, config: BDHConfig, *, phase: Phase = "exact") -> Array:
-    """The parallel form: tokens (B, T) to logits (B, T, V)."""
-    return trace(tokens, params, config, phase=phase)["logits"]
-
-
-def trace(tokens: Array, params: Params, config: BDHConfig, *, phase: Phase = "exact") -> dict[str, Array]:
-    """Every stage of the parallel form by name, in the order of its computation."""
-    x, layers = run(tokens, params, config, phase=phase)
-    stages = {f"layers.{i}.{name}": value for i, layer in enumerate(layers) for name, value in layer._asdict().items()}
-    return {"embed": embed(tokens, params), **stages, "logits": readout(x, params)}
-
-
 def run(
     tokens: Array, params: Params, config: BDHConfig, *, phase: Phase = "exact", keep: Sequence[Array] | None = None
 ) -> tuple[Array, list[Stages]]:
@@ -139,6 +127,18 @@ def run(
         layers.append(layer(x, params, cos, sin, keep=1.0 if keep is None else keep[i]))
         x = layers[-1].x
     return x, layers
+
+
+def trace(tokens: Array, params: Params, config: BDHConfig, *, phase: Phase = "exact") -> dict[str, Array]:
+    """Every stage of the parallel form by name, in the order of its computation."""
+    x, layers = run(tokens, params, config, phase=phase)
+    stages = {f"layers.{i}.{name}": value for i, kept in enumerate(layers) for name, value in kept._asdict().items()}
+    return {"embed": embed(tokens, params), **stages, "logits": readout(x, params)}
+
+
+def forward(tokens: Array, params: Params, config: BDHConfig, *, phase: Phase = "exact") -> Array:
+    """The parallel form: tokens (B, T) to logits (B, T, V)."""
+    return trace(tokens, params, config, phase=phase)["logits"]
 
 
 def loss(logits: Array, targets: Array) -> float:

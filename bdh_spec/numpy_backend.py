@@ -8,6 +8,7 @@ import numpy as np
 
 from bdh_spec import model
 from bdh_spec.config import BDHConfig
+from bdh_spec.dtypes import WIDE
 from bdh_spec.gradients import gradients
 from bdh_spec.model import RecurrentState
 from bdh_spec.optimizer import AdamW, Moments, update
@@ -77,7 +78,7 @@ class NumpyBackend(Backend):
     """The port named ``numpy``."""
 
     name = "numpy"
-    capabilities = Capabilities(dtypes=("float32", "float64"), verbs=VERBS)
+    capabilities = Capabilities(dtypes=WIDE, verbs=VERBS)
 
     def version(self) -> str:
         return f"numpy {np.__version__}"

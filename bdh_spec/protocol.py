@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, overload
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from bdh_spec.model import RecurrentState
 from bdh_spec.optimizer import AdamW
 from bdh_spec.params import Array, Params, check_params
 from bdh_spec.rope import MAX_POSITION, PHASES, Phase
-from bdh_spec.sampling import check_sampling, sample, uniform
+from bdh_spec.sampling import Sampling, check_length, fresh_seed, sample, uniform
 
 USUAL = ("forward", "advance", "loss", "gradients", "trace", "state", "train")
 OPTIONAL = ("padded",)  # a port that has one of these names it in its capabilities
@@ -128,15 +128,38 @@ class Model:
         tokens = check_tokens(tokens, self.config)
         return self._train_step(optimizer, tokens, check_targets(targets, tokens, self.config))
 
+    @overload
+    def generate(
+        self,
+        prompt: str | bytes,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        seed: int | None = None,
+    ) -> bytes: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: Array,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        seed: int | None = None,
+    ) -> Array: ...
+
     def generate(
         self,
         prompt: str | bytes | Array,
         max_new_tokens: int,
         temperature: float = 1.0,
         top_k: int | None = None,
-        seed: int = 0,
-    ) -> Any:
-        """The prompt and its continuation: bytes for text, tokens (B, T + max_new_tokens) for tokens (B, T)."""
+        seed: int | None = None,
+    ) -> bytes | Array:
+        """The prompt and its continuation: bytes for text, tokens (B, T + max_new_tokens) for tokens (B, T).
+
+        One seed gives one text on every port (R14). Without a seed the text is a new one each time.
+        """
         tokens = check_tokens(as_tokens(prompt), self.config)
         new = [step for step, _ in self.stream(tokens, max_new_tokens, temperature, top_k, seed)]
         whole = np.concatenate([tokens, *(step[:, None] for step in new)], axis=1)
@@ -148,7 +171,7 @@ class Model:
         max_new_tokens: int,
         temperature: float = 1.0,
         top_k: int | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         *,
         state: State | None = None,
     ) -> Iterator[tuple[Array, State]]:
@@ -157,12 +180,13 @@ class Model:
         ``state`` continues a text, and is donated: the prompt is what comes next in it. To go on later, give the last state
         together with the last token as the prompt.
         """
-        check_sampling(max_new_tokens, temperature, top_k, seed)
+        check_length(max_new_tokens)
+        how = Sampling(temperature, top_k, fresh_seed() if seed is None else seed)
         tokens = check_tokens(as_tokens(prompt), self.config)
         state = self.init_state(tokens.shape[0]) if state is None else state
         for _ in range(max_new_tokens):
             logits, state = self.advance(state, tokens, donate=True)
-            chosen = [sample(row, uniform(seed, state.position, b), temperature, top_k) for b, row in enumerate(logits[:, -1])]
+            chosen = [sample(row, uniform(how.seed, state.position, b), how) for b, row in enumerate(logits[:, -1])]
             yield np.array(chosen), state
             tokens = np.array(chosen)[:, None]
 

@@ -13,12 +13,6 @@ Phase: TypeAlias = Literal["exact", "float32"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 
 THETA = 2.0**16
-# How far a stored table may be from the normative one, relatively, and still be it. The formula worked out in float32 is up
-# to 8.6 * 2^-24 away, in torch and MLX alike, over every even N to 2000 and powers of two to 131072: an exponent rounded by
-# 2^-25 costs ln(theta) = 11 times that. Four times as much leaves room for the power functions of accelerators; one AdamW
-# step at a learning rate of 5e-5 moves the least affected frequency by 3e-4.
-TABLE_ROUNDING = 2.0**-19
-
 MAX_POSITION = 2**63  # positions are whole numbers below it
 
 
@@ -31,15 +25,6 @@ def frequencies(n_neurons: int) -> Array:
     pair = (np.arange(n_neurons) // 2 * 2).astype(np.float32) / np.float32(n_neurons)
     growth = (THETA ** pair.astype(np.float64)).astype(np.float32)  # a power correctly rounded, on every machine
     return np.float32(1) / growth / np.float32(2 * np.pi)
-
-
-def is_the_table(stored: Array, eps: float = 0.0, tiny: float = 0.0) -> bool:
-    """Whether frequencies (N,) from a file are the normative table, as its writer's arithmetic and storage rounded it.
-
-    ``eps`` and ``tiny`` are the spacing at 1 and the smallest positive number of the dtype they were stored in.
-    """
-    table, values = frequencies(stored.size).astype(np.float64), stored.astype(np.float64)
-    return bool((np.abs(values - table) <= (TABLE_ROUNDING + eps) * table + tiny).all())
 
 
 def turns(positions: Array, n_neurons: int, phase: Phase) -> Array:

@@ -16,6 +16,7 @@ from rich.table import Table
 import bdh_spec
 from bdh_conformance.channels.sampling import differences
 from bdh_conformance.yardstick.tolerances import FACTOR
+from bdh_spec.sampling import Sampling
 
 BATCH, LENGTH = 25, 12
 
@@ -34,7 +35,9 @@ def main(prompts: int, new: int, ports: str) -> None:
     unexplained = 0
     for name in ports.split(","):
         port = bdh_spec.load(backend=name, device="cpu", dtype="float32")
-        found = [d for seed, batch in enumerate(batches) for d in differences(port, reference, batch, new, 0.8, seed)]
+        found = [
+            d for seed, batch in enumerate(batches) for d in differences(port, reference, batch, new, Sampling(0.8, seed=seed))
+        ]
         wild = [d for d in found if d.gap > FACTOR["float32"] * d.rounding]
         unexplained += len(wild)
         widest = f"{max(d.gap for d in found):.0e}" if found else ""

@@ -18,7 +18,6 @@ from rich.table import Table
 
 from bdh_conformance import known, report
 from bdh_conformance.channels import CHANNELS
-from bdh_conformance.channels.channel import ALL
 from bdh_conformance.files.cli import vectors
 from bdh_conformance.isolation import Isolated, Limits, Request, memory_of_the_machine
 from bdh_conformance.levels import badge, markdown
@@ -28,6 +27,7 @@ from bdh_conformance.ports import find_port
 from bdh_conformance.runner import Run
 from bdh_conformance.yardstick.cases import Case
 from bdh_spec import BDHError
+from bdh_spec.dtypes import DTYPES
 from bdh_spec.files import whole_file
 from bdh_spec.rope import PHASES, Phase
 
@@ -49,7 +49,7 @@ Channels: {", ".join(CHANNELS)}.
 
 def words(_: click.Context, parameter: click.Parameter, text: str | None) -> tuple[str, ...]:
     """A list separated by commas, of names that exist."""
-    known_names = {"dtypes": ALL, "channels": tuple(CHANNELS)}[str(parameter.name)]
+    known_names = {"dtypes": DTYPES, "channels": tuple(CHANNELS)}[str(parameter.name)]
     found = tuple(word.strip() for word in text.split(",")) if text else ()
     if unknown := [word for word in found if word not in known_names]:
         raise click.UsageError(f"{unknown[0]!r} is none of {', '.join(known_names)}")

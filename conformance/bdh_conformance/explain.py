@@ -77,7 +77,7 @@ def located(run: Run, check: Check, case: Case) -> Iterator[str]:
 
 def traceable(run: Run, check: Check) -> bool:
     """Whether a trace may tell more than the channel itself."""
-    return check.channel.judge is None and check.channel.name != "traces" and "trace" in run.backend.capabilities.verbs
+    return check.channel.judge is None and "trace" not in check.channel.verbs and "trace" in run.backend.capabilities.verbs
 
 
 def diagnosed(run: Run, check: Check, case: Case) -> Iterator[str]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any, Literal, TypeAlias
 
 from bdh_conformance.outcomes import Result
+from bdh_spec.dtypes import DTYPES
 
 Standing: TypeAlias = Literal["earned", "failed", "not claimed", "not checked"]
 
@@ -20,9 +21,7 @@ LEVELS = (
     "padding",
     "threads",
     "refusals",
-    "float64",
-    "bfloat16",
-    "float16",
+    *DTYPES[1:],  # beside the first
 )
 
 

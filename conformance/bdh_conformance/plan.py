@@ -10,13 +10,14 @@ from typing import NamedTuple
 from hypothesis.strategies import SearchStrategy
 
 from bdh_conformance.channels import CHANNELS
-from bdh_conformance.channels.channel import ALL, WIDE, Channel
-from bdh_conformance.files import frozen, vectors
+from bdh_conformance.channels.channel import Channel
+from bdh_conformance.files import frozen
 from bdh_conformance.files.vectors import Judged, origin
 from bdh_conformance.yardstick.cases import POOL, Case
 from bdh_conformance.yardstick.sizes import Shape
 from bdh_conformance.yardstick.strategies import pooled, sized
 from bdh_spec import Capabilities
+from bdh_spec.dtypes import DTYPES, WIDE
 from bdh_spec.rope import PHASES, Phase
 
 # Scale and kind of weights. The narrow types hold neither mixed nor very large weights: scores overflow in float16.
@@ -25,18 +26,6 @@ KINDS = {
     False: ((1.0, "normal"), (20.0, "normal"), (5.0, "normal")),
 }
 OTHER_SHAPES = (POOL[0], POOL[2], POOL[4])  # in dtypes beside the first
-
-# What smoke reads of the published vectors: the first for all channels, the others where it has time for more than one.
-MAIN = ("three_heads",)
-SMOKE_LOGITS = (
-    "first_steps",
-    "fresh_weights",
-    "three_heads",
-    "square_head",
-    "square_encoder",
-    "mixed_scales",
-    "wide_vocabulary",
-)
 
 
 @dataclass(frozen=True)
@@ -93,11 +82,11 @@ def plan(
 ) -> list[Check]:
     """Everything that a tier looks at; with a case, every channel on that case alone."""
     wanted = [CHANNELS[name] for name in channels or CHANNELS]
-    base = next((d for d in (*dtypes, *ALL) if d in capabilities.dtypes), ALL[0])
+    base = next((d for d in (*dtypes, *DTYPES) if d in capabilities.dtypes), DTYPES[0])
     home = next((phase for phase in PHASES if phase in capabilities.phases), PHASES[0])
     return [
         check(tier, capabilities, channel, dtype, phase, base, home, case)
-        for dtype in dtypes or ALL
+        for dtype in dtypes or DTYPES
         for phase in phases or PHASES
         for channel in wanted
         if applies(channel, dtype, phase, base, home) and (case or channels or in_tier(tier, channel, dtype, phase, base, home))
@@ -135,7 +124,7 @@ def check(
     if case is not None:
         return Check(channel, level, dtype, phase, (case,))
     if tier.name == "smoke":
-        return Check(channel, level, dtype, phase, smoke(channel, dtype, phase, dtype == base))
+        return Check(channel, level, dtype, phase, smoke(channel, dtype, phase))
     is_base = dtype == base
     drawn = tuple(generated(tier, channel, dtype, is_base, phase == home))
     return Check(channel, level, dtype, phase, tuple(structured(channel, dtype, is_base)), drawn)
@@ -187,13 +176,10 @@ def sizes(channel: Channel, dtype: str, is_base: bool) -> tuple[str, ...]:
     return channel.sizes if is_base or channel.dtypes == WIDE else ()
 
 
-def smoke(channel: Channel, dtype: str, phase: Phase, is_base: bool) -> tuple[Case | Judged, ...]:
-    """The published vectors where there are any for this channel, and elsewhere the cases that they were made from."""
-    names = SMOKE_LOGITS if channel.name == "logits" and is_base else MAIN
-    chosen = [judged for judged in frozen.published() if judged.vector.name in names]
-    if channel.name in frozen.OBSERVE and dtype in vectors.DTYPES and phase == "exact":
-        found: list[Case | Judged] = [*chosen]
-    else:
-        cases = [origin(judged) for judged in chosen]
-        found = [replace(case, weights="ties") for case in cases] if channel.name == "sampling" else [*cases]
-    return (*found, Case(*POOL[0], seed=2, scale=50.0)) if names is SMOKE_LOGITS else tuple(found)
+def smoke(channel: Channel, dtype: str, phase: Phase) -> tuple[Case | Judged, ...]:
+    """The published vectors where they hold anything for this channel, and elsewhere the cases that they were made from."""
+    chosen = [judged for judged in frozen.published() if judged.vector.name in channel.vectors]
+    if channel.published and dtype in WIDE and phase == "exact":
+        return (*chosen, *channel.smoke_special)
+    cases = (origin(judged) for judged in chosen)
+    return (*(replace(case, weights=channel.smoke_weights or case.weights) for case in cases), *channel.smoke_special)

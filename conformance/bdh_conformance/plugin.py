@@ -8,11 +8,11 @@ import pytest
 
 from bdh_conformance import known
 from bdh_conformance.channels import CHANNELS
-from bdh_conformance.channels.channel import ALL
 from bdh_conformance.plan import TIERS, Check, plan
 from bdh_conformance.ports import find_port
 from bdh_conformance.runner import Run
 from bdh_spec import BDHError
+from bdh_spec.dtypes import DTYPES
 from bdh_spec.rope import PHASES
 
 RUN = pytest.StashKey[Run]()
@@ -50,7 +50,7 @@ def planned(config: pytest.Config) -> list[Check]:
             config.stash[KNOWN] = known.read(path) if (path := config.getoption("--bdh-known")) else []
         except (BDHError, known.KnownError) as error:
             raise pytest.UsageError(str(error)) from None
-        dtypes, channels = words(config, "--bdh-dtype", ALL), words(config, "--bdh-channel", tuple(CHANNELS))
+        dtypes, channels = words(config, "--bdh-dtype", DTYPES), words(config, "--bdh-channel", tuple(CHANNELS))
         phases = [config.getoption("--bdh-phase")] if config.getoption("--bdh-phase") else []
         config.stash[RUN] = Run(backend, config.getoption("--bdh-device"), config.getoption("--bdh-seed"), name)
         config.stash[CHECKS] = plan(

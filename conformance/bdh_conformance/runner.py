@@ -14,7 +14,6 @@ from bdh_conformance import search
 from bdh_conformance.channels.channel import against
 from bdh_conformance.channels.loading import load
 from bdh_conformance.explain import explain
-from bdh_conformance.files import frozen
 from bdh_conformance.files.vectors import Judged, origin
 from bdh_conformance.outcomes import BAD, Outcome, Result
 from bdh_conformance.plan import Check, Generated
@@ -70,7 +69,8 @@ class Run:
     def judged(self, check: Check, judged: Judged) -> Outcome:
         """A published vector against what is published with it."""
         expected = {name: by_dtype[check.dtype] for name, by_dtype in judged.expected.items()}
-        observe = frozen.OBSERVE[check.channel.name]
+        observe = check.channel.published
+        assert observe is not None  # the plan gives vectors to channels that read them
 
         def compare() -> list[Comparison]:
             vector = judged.vector

@@ -30,12 +30,11 @@ from bdh_conformance.runner import Run
 from bdh_conformance.yardstick.cases import Case
 from bdh_conformance.yardstick.sizes import LONG
 from bdh_spec import Backend, get_backend
+from bdh_spec.dtypes import WIDE
 
 # The standard tier but for the values drawn for the pool's shapes: its structured cases and its classes of sizes.
 QUICK = replace(TIERS["standard"], examples=0, narrow_examples=0)
 T = TypeVar("T")
-
-DTYPES = ("float32", "float64")  # in this order: what rounding hides in float32, float64 shows
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def score(mistake: Mistake) -> Score:
 
 def first_failure(backend: Backend, channel: str) -> tuple[Check, Case] | None:
     """The first case of the plan on which a port fails a channel."""
-    for dtype in DTYPES:
+    for dtype in WIDE:  # in this order: what rounding hides in float32, float64 shows
         run = Run(backend, explains=False)
         for check in plan(QUICK, backend.capabilities, dtypes=(dtype,), channels=(channel,)):
             result = run.run(check)

@@ -16,11 +16,12 @@ from typing import IO
 import numpy as np
 
 from bdh_convert.raw import fetch_raw
-from bdh_convert.tensors import BF16, F16, F32, F64, MOST_AXES, Contents, Tensor
+from bdh_convert.tensors import MOST_AXES, Contents, Tensor
+from bdh_spec.dtypes import TABLE
 from bdh_spec.errors import CheckpointError
 from bdh_spec.params import Params
 
-FLOATS = {"f64": F64, "f32": F32, "f16": F16, "bf16": BF16}  # by the last part of the Rust type's name
+FLOATS = {kind.short: kind.numpy for kind in TABLE}  # by the last part of the Rust type's name
 WIDTHS = {251: 2, 252: 4, 253: 8}
 LONGEST = 4096  # of a string about the recorder
 MOST_NONES = 4096  # between two parameters

@@ -15,13 +15,13 @@ from bdh_convert.dialects import DIALECTS, Dialect, to_dialect
 from bdh_convert.metadata import about
 from bdh_convert.raw import chunks
 from bdh_convert.steps import NOTHING_SAID, Wishes
-from bdh_convert.tensors import BF16, F16, F32, Tensor
+from bdh_convert.tensors import Tensor
 from bdh_convert.watch import Watch, ignore, watched
-from bdh_spec.dtypes import dtype_name
+from bdh_spec.dtypes import TABLE, dtype_name
 from bdh_spec.errors import CheckpointError, ParamsError
 from bdh_spec.params import Array, Params
 
-DTYPES = {"float32": F32, "bfloat16": BF16, "float16": F16}
+DTYPES = {kind.name: kind.numpy for kind in TABLE if kind.name != "float64"}  # that files are written in
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,14 @@ from bdh_convert import pickle_file
 from bdh_convert.metadata import parse_config
 from bdh_convert.pickle_file import Foreign
 from bdh_convert.raw import Archive, read_small
-from bdh_convert.tensors import BF16, F16, F32, F64, Contents, Tensor, Unreadable
+from bdh_convert.tensors import Contents, Tensor, Unreadable
+from bdh_spec.dtypes import TABLE
 from bdh_spec.errors import CheckpointError
 from bdh_spec.files import reading, shown
 from bdh_spec.params import Array
 
 DESCRIPTION, CONFIG = ".metadata", "config.json"
-DTYPES = {"torch.float64": F64, "torch.float32": F32, "torch.float16": F16, "torch.bfloat16": BF16}
+DTYPES = {f"torch.{kind.name}": kind.numpy for kind in TABLE}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from bdh_convert.tensors import FLOATS, Tensor
-from bdh_spec import rope
+from bdh_spec import rope, stored_table
 from bdh_spec.config import BDHConfig
 from bdh_spec.errors import ParamsError
 
@@ -21,7 +21,7 @@ def table(config: BDHConfig) -> Tensor:
 def deviation(stored: Tensor, config: BDHConfig) -> float:
     """The largest relative difference of a stored table from the normative one; NaN counts as infinite."""
     demand_table(stored, config)
-    values, wanted = (table.astype(np.float64).reshape(-1) for table in (stored.load(), rope.frequencies(config.n_neurons)))
+    values, wanted = (f.astype(np.float64).reshape(-1) for f in (stored.load(), rope.frequencies(config.n_neurons)))
     worst = float(np.abs(values / wanted - 1).max())
     return float("inf") if np.isnan(worst) else worst
 
@@ -41,4 +41,4 @@ def is_the_table(stored: Tensor, config: BDHConfig) -> bool:
     """Whether a stored table is BDH's, as rounded by the dtype it is stored in."""
     demand_table(stored, config)
     kind = ml_dtypes.finfo(stored.dtype)  # type: ignore[no-untyped-call]  # ml_dtypes leaves it untyped
-    return rope.is_the_table(stored.load().reshape(-1), float(kind.eps), float(kind.smallest_subnormal))
+    return stored_table.is_the_table(stored.load().reshape(-1), float(kind.eps), float(kind.smallest_subnormal))

@@ -16,6 +16,7 @@ from bdh_convert.metadata import parse_config
 from bdh_convert.raw import read_small
 from bdh_convert.tensors import Contents, Tensor
 from bdh_spec.config import BDHConfig
+from bdh_spec.dtypes import DTYPES
 from bdh_spec.errors import CheckpointError
 from bdh_spec.files import check_readable, held, part_of, shown, sync
 
@@ -62,7 +63,8 @@ def _shard(path: Path) -> Contents:
 def write(part: Path, tensors: Iterable[Tensor], about: Mapping[str, str]) -> None:
     """Fill a folder that BDHForCausalLM.from_pretrained reads."""
     tensors = list(tensors)
-    dtype = {"float64": "float64", "float16": "float16", "bfloat16": "bfloat16"}.get(tensors[0].dtype.name, "float32")
+    found = tensors[0].dtype.name
+    dtype = found if found in DTYPES else "float32"
     config = BDHConfig.from_dict(json.loads(about["config"]))
     (part / CONFIG).write_text(json.dumps(_config_json(config, dtype), indent=2) + "\n")
     tokenizer.write(part, about.get("tokenizer"))

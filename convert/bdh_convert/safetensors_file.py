@@ -13,14 +13,12 @@ import safetensors
 
 from bdh_convert.metadata import said_of_itself
 from bdh_convert.raw import fetch_raw, raw_bytes
-from bdh_convert.tensors import BF16, F16, F32, F64, Contents, Tensor, Unreadable
+from bdh_convert.tensors import Contents, Tensor, Unreadable
+from bdh_spec.dtypes import TABLE
 from bdh_spec.errors import CheckpointError
 
 DTYPES = {
-    "F64": F64,
-    "F32": F32,
-    "F16": F16,
-    "BF16": BF16,
+    **{kind.short.upper(): kind.numpy for kind in TABLE},
     "BOOL": np.dtype("?"),
     **{f"{kind}{bits}": np.dtype(f"<{kind.lower()}{bits // 8}") for kind in "IU" for bits in (8, 16, 32, 64)},
 }

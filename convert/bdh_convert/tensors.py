@@ -8,17 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from bdh_convert.raw import chunks
+from bdh_spec.dtypes import TABLE, numpy_dtype
 from bdh_spec.errors import CheckpointError
 from bdh_spec.files import shown
 from bdh_spec.params import Array
 
-F64, F32, F16 = (np.dtype(name) for name in ("<f8", "<f4", "<f2"))
-BF16 = np.dtype(ml_dtypes.bfloat16)
-FLOATS = (F64, F32, F16, BF16)
+FLOATS = tuple(kind.numpy for kind in TABLE)
+F32, F64, BF16, F16 = map(numpy_dtype, ("float32", "float64", "bfloat16", "float16"))
 MOST_AXES = 8
 
 

@@ -24,7 +24,7 @@ from bdh_spec.dtypes import dtype_name
 from bdh_spec.files import shown
 from bdh_spec.params import Array, count, fingerprint
 from bdh_spec.protocol import as_tokens
-from bdh_spec.sampling import check_sampling
+from bdh_spec.sampling import Sampling, check_length
 
 MISUSE, INTERRUPTED, TERMINATED = 2, 130, 143
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".npz", ".bin")  # of checkpoints
@@ -80,15 +80,15 @@ def command(
     if force and not save_state:
         raise click.UsageError("--force lets --save-state replace a file, and nothing is saved: leave it out")
     prompt, checkpoint = sort_out(prompt, checkpoint or named, load_state)
-    seed = secrets.randbelow(2**32) if seed is None else seed
-    check_sampling(max_new_tokens, temperature, top_k, seed)
+    check_length(max_new_tokens)
+    how = Sampling(temperature, top_k, secrets.randbelow(2**32) if seed is None else seed)  # short enough to be typed again
     refuse_to_replace(save_state, load_state, force)
     params, config = read_model_of_bytes(checkpoint, n_layer)
     model = bdh_spec.choose(backend).load(params, config, device=device, dtype=dtype and dtype_name(dtype))
     text = Text.begin(model, prompt_bytes(prompt), load_state, params)
     say = Console(stderr=True, quiet=quiet, highlight=False)
-    say.print(f"{model.backend} on {model.device}, {model.dtype}, {count(config):,} parameters, seed {seed}", style="dim")
-    seconds = write(text, max_new_tokens, temperature, top_k, seed)
+    say.print(f"{model.backend} on {model.device}, {model.dtype}, {count(config):,} parameters, seed {how.seed}", style="dim")
+    seconds = write(text, max_new_tokens, how)
     if save_state:
         text.save(save_state, params)
     say.print(f"{max_new_tokens} bytes in {seconds:.1f} s, {max_new_tokens / seconds:.0f} a second", style="dim")
@@ -122,13 +122,13 @@ class Text:
         files.save_state(path, exported, self.model.config, fingerprint(params), self.pending[:, -1:].astype(np.int64))
 
 
-def write(text: Text, max_new_tokens: int, temperature: float, top_k: int | None, seed: int) -> float:
+def write(text: Text, max_new_tokens: int, how: Sampling) -> float:
     """Stream the text to stdout; the seconds that the continuation took."""
     out = sys.stdout.buffer
     out.write(text.shown)
     out.flush()
     start = time.perf_counter()
-    stream = text.model.stream(text.pending, max_new_tokens, temperature, top_k, seed, state=text.state)
+    stream = text.model.stream(text.pending, max_new_tokens, how.temperature, how.top_k, how.seed, state=text.state)
     for token, state in stream:
         text.pending, text.state = token[:, None], state
         out.write(bytes(token.tolist()))

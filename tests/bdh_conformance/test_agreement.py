@@ -9,8 +9,9 @@ from bdh_conformance.channels import CHANNELS
 from bdh_conformance.channels.loading import load
 from bdh_conformance.yardstick.cases import CONFIGS, Case
 from bdh_conformance.yardstick.noise import Noisy
-from bdh_conformance.yardstick.tolerances import PRECISION, as_numpy_dtype, error
+from bdh_conformance.yardstick.tolerances import PRECISION, error
 from bdh_spec import Params, get_backend, model
+from bdh_spec.dtypes import numpy_dtype
 from bdh_spec.params import cast
 
 CASE = Case(CONFIGS["three_heads"], time=8, seed=1)
@@ -76,7 +77,7 @@ def test_tiny_rows_do_not_underflow() -> None:
 @pytest.mark.parametrize("scale", [1.0, 1e-5])
 def test_noise_is_of_the_size_of_one_rounding(dtype: str, scale: float) -> None:
     wide = np.random.default_rng(0).normal(size=100_000) * scale
-    rounded = wide.astype(as_numpy_dtype(dtype)).astype(np.float64)
+    rounded = wide.astype(numpy_dtype(dtype)).astype(np.float64)
     imitated = np.asarray(Noisy.wrap(wide, PRECISION[dtype], np.random.default_rng(1)) + 0)
     sizes = [np.sqrt(np.mean((r - wide) ** 2)) for r in (rounded, imitated)]
     assert sizes[1] == pytest.approx(sizes[0], rel=0.02)

@@ -12,15 +12,14 @@ from safetensors.numpy import load_file, save_file
 
 from bdh_conformance import Expectation, assert_agrees
 from bdh_conformance.adversaries.mistakes import MISTAKES
-from bdh_conformance.channels.recurrent import by_pair
 from bdh_conformance.files import vectors
 from bdh_conformance.files.check import Verdict, verdict
 from bdh_conformance.files.cli import vectors as command
-from bdh_conformance.yardstick.agreement import compare
+from bdh_conformance.yardstick.agreement import by_pair, compare
 from bdh_conformance.yardstick.kinks import is_clear
 from bdh_conformance.yardstick.tolerances import FLOAT64
 from bdh_spec import get_backend
-from bdh_spec.sampling import probabilities
+from bdh_spec.sampling import Sampling, probabilities
 
 CASES = vectors.case_folders(vectors.PUBLISHED / vectors.VERSION)
 
@@ -105,7 +104,7 @@ def test_r14_no_draw_is_too_close_to_call() -> None:
         *(lines[f"sampling.{name}"] for name in ("logits", "temperature", "top_k")), drawn, strict=True
     ):
         if temperature:
-            edges = np.cumsum(probabilities(logits, temperature, int(top_k)))
+            edges = np.cumsum(probabilities(logits, Sampling(temperature, int(top_k))))
             assert np.abs(edges - draw).min() > 1e-6
 
 

@@ -27,7 +27,8 @@ from bdh_convert.steps import Wishes
 from bdh_convert.tensors import Tensor
 from bdh_spec import BDHConfig, CheckpointError, ConfigError, Params, ParamsError
 from bdh_spec.params import cast
-from bdh_spec.rope import TABLE_ROUNDING, THETA, frequencies
+from bdh_spec.rope import THETA, frequencies
+from bdh_spec.stored_table import TABLE_ROUNDING
 
 Weights = Callable[[BDHConfig], Params]
 

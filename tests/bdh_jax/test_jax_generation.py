@@ -10,7 +10,7 @@ import pytest
 from bdh_jax import BDH, generation, sampling
 from bdh_spec import SamplingError, TokensError
 from bdh_spec.numpy_backend import NumpyBackend
-from bdh_spec.sampling import sample
+from bdh_spec.sampling import Sampling, sample
 
 PROMPT = np.array([[1, 2, 3, 4, 5], [5, 4, 3, 2, 1]])
 
@@ -33,6 +33,13 @@ def test_r14_protocol_and_loop_write_the_same_text(pair, weights, config):
     np.testing.assert_array_equal(port.generate(PROMPT, 8, seed=3), generation.generate(PROMPT, weights, config, 8, seed=3))
 
 
+def test_r14_without_a_seed_every_text_is_a_new_one(weights, config):
+    model = BDH(config, weights)
+    functions = lambda: generation.generate(PROMPT, weights, config, 20, 3.0)  # noqa: E731
+    for write in (functions, lambda: model.generate(PROMPT, 20, 3.0)):
+        assert len({write().tobytes() for _ in range(3)}) == 3
+
+
 def test_r14_the_device_draws_what_the_specification_draws():
     rng = np.random.default_rng(0)
     logits, draws = rng.normal(0, 3, (2000, 32)).astype(np.float32), rng.random(2000)
@@ -41,7 +48,7 @@ def test_r14_the_device_draws_what_the_specification_draws():
     with jax.enable_x64(True):
         for temperature, top_k in [(1.0, 32), (0.3, 5), (1.0, 1), (0.0, 32)]:
             drawn = jax.jit(sampling.sample)(logits, draws, temperature, top_k)
-            wanted = [sample(row, draw, temperature, top_k) for row, draw in zip(logits, draws, strict=True)]
+            wanted = [sample(row, draw, Sampling(temperature, top_k)) for row, draw in zip(logits, draws, strict=True)]
             np.testing.assert_array_equal(drawn, wanted)
 
 

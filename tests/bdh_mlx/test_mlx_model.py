@@ -200,6 +200,7 @@ def test_r14_without_a_seed_the_draws_are_mlx_s() -> None:
         mx.random.seed(seed)
         drawn.append(module.generate(text(b"a"), 20).tolist())
     assert drawn[0] == drawn[1] != drawn[2]
+    assert module.generate(text(b"a"), 20).tolist() != drawn[2]  # a new one each time
 
 
 def test_a_long_prompt_is_read_in_chunks() -> None:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bdh_spec.rope import frequencies, is_the_table, rotation, turns
+from bdh_spec.rope import frequencies, rotation, turns
+from bdh_spec.stored_table import is_the_table
 
 PI = Decimal("3.14159265358979323846264338327950288419716939937510")
 

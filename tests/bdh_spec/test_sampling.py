@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from bdh_spec import SamplingError
-from bdh_spec.sampling import check_sampling, probabilities, sample, uniform
+from bdh_spec.sampling import Sampling, check_length, probabilities, sample, uniform
 
 LOGITS = arrays(np.float32, st.integers(1, 40), elements=st.floats(-30, 30, width=32))
 DRAWS = st.floats(0, 1, exclude_max=True)
@@ -37,8 +37,9 @@ def test_r14_a_draw_is_the_published_generator_at_its_place(seed: int, position:
 def test_r14_a_draw_falls_inside_its_share_of_the_distribution(
     logits: np.ndarray, u: float, temperature: float, k: int
 ) -> None:
-    p = probabilities(logits, temperature, k)
-    token = sample(logits, u, temperature, k)
+    how = Sampling(temperature, k)
+    p = probabilities(logits, how)
+    token = sample(logits, u, how)
     assert p[token] > 0
     assert p[:token].sum() <= u + 1e-12
     assert p[: token + 1].sum() >= u - 1e-12
@@ -46,55 +47,63 @@ def test_r14_a_draw_falls_inside_its_share_of_the_distribution(
 
 @given(LOGITS, st.integers(1, 50))
 def test_r14_top_k_keeps_ties_and_nothing_below(logits: np.ndarray, k: int) -> None:
-    kept = probabilities(logits, 5.0, k) > 0
+    kept = probabilities(logits, Sampling(5.0, k)) > 0
     kth = np.sort(logits)[::-1][min(k, logits.size) - 1]
     assert (kept == (logits >= kth)).all()
     assert kept.sum() >= min(k, logits.size)
 
 
 def test_r14_ties_at_the_kth_value_all_stay() -> None:
-    assert probabilities(np.array([1.0, 3, 1, 2, 1]), 1.0, 3).tolist() == pytest.approx(
+    assert probabilities(np.array([1.0, 3, 1, 2, 1]), Sampling(top_k=3)).tolist() == pytest.approx(
         (np.exp([1, 3, 1, 2, 1]) / np.exp([1, 3, 1, 2, 1]).sum()).tolist()
     )
 
 
 @given(LOGITS)
 def test_r14_no_k_a_zero_k_and_a_large_k_keep_all(logits: np.ndarray) -> None:
-    whole = probabilities(logits, 1.0)
-    assert (probabilities(logits, 1.0, 0) == whole).all()
-    assert (probabilities(logits, 1.0, logits.size + 1) == whole).all()
+    whole = probabilities(logits, Sampling())
+    assert (probabilities(logits, Sampling(top_k=0)) == whole).all()
+    assert (probabilities(logits, Sampling(top_k=logits.size + 1)) == whole).all()
 
 
 def test_r14_greedy_takes_the_lowest_id_of_a_tie() -> None:
-    assert sample(np.array([0.0, 7, 3, 7]), 0.99, temperature=0) == 1
+    assert sample(np.array([0.0, 7, 3, 7]), 0.99, Sampling(0)) == 1
 
 
 def test_r14_the_coldest_temperature_does_not_overflow() -> None:
-    assert sample(np.array([0.0, 7, 3]), 0.5, temperature=1e-300) == 1
+    assert sample(np.array([0.0, 7, 3]), 0.5, Sampling(1e-300)) == 1
 
 
 def test_r14_many_draws_follow_the_distribution() -> None:
     logits = np.log(np.array([0.1, 0.2, 0.3, 0.4]))
-    counts = np.bincount([sample(logits, uniform(7, t)) for t in range(4000)], minlength=4)
+    counts = np.bincount([sample(logits, uniform(7, t), Sampling()) for t in range(4000)], minlength=4)
     assert np.abs(counts / 4000 - [0.1, 0.2, 0.3, 0.4]).max() < 0.03
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_r14_a_diverged_model_is_refused(bad: float) -> None:
     with pytest.raises(SamplingError, match="diverged"):
-        sample(np.array([0.0, bad]), 0.5)
+        sample(np.array([0.0, bad]), 0.5, Sampling())
 
 
 @pytest.mark.parametrize(
     ("settings", "word"),
     [
-        ((-1, 1.0, None, 0), "max_new_tokens is -1"),
-        ((1, -0.5, None, 0), "temperature is -0.5"),
-        ((1, float("nan"), None, 0), "temperature is nan"),
-        ((1, 1.0, -2, 0), "top_k is -2"),
-        ((1, 1.0, None, 2**64), "seed is"),
+        ({"temperature": -0.5}, "temperature is -0.5"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"top_k": -2}, "top_k is -2"),
+        ({"seed": 2**64}, "seed is"),
     ],
 )
-def test_settings_that_define_no_distribution_are_refused(settings: tuple, word: str) -> None:
+def test_settings_that_define_no_distribution_are_refused(settings: dict, word: str) -> None:
     with pytest.raises(SamplingError, match=word):
-        check_sampling(*settings)
+        Sampling(**settings)
+
+
+def test_a_text_does_not_shrink() -> None:
+    with pytest.raises(SamplingError, match="max_new_tokens is -1"):
+        check_length(-1)
+
+
+def test_without_a_seed_every_text_is_a_new_one() -> None:
+    assert len({Sampling().seed for _ in range(4)}) == 4

@@ -14,9 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bdh_conformance.yardstick.agreement import assert_agrees
 from bdh_conformance.yardstick.cases import CONFIGS, Case
 from bdh_conformance.yardstick.tolerances import FLOAT64, Expectation
-from bdh_spec import RecurrentState, get_backend
+from bdh_spec import RecurrentState as ExportedState
+from bdh_spec import get_backend
 from bdh_spec.rope import PHASES, Phase
-from bdh_torch import BDH, State
+from bdh_torch import BDH, RecurrentState
 from bdh_torch import model as module
 from bdh_torch.backend import TorchBackend, TorchModel
 
@@ -102,13 +103,13 @@ def test_r13_any_split_of_a_text_computes_the_same(case: Case, split: tuple[int,
 def test_r4_positions_far_into_a_text(start: int, phase: Phase) -> None:
     case = CASES["three_heads"]
     c, rng = case.config, np.random.default_rng(2)
-    given = RecurrentState(start, tuple(rng.normal(size=(2, c.n_head, c.n_neurons, c.n_embd)) for _ in range(c.n_layer)))
+    given = ExportedState(start, tuple(rng.normal(size=(2, c.n_head, c.n_neurons, c.n_embd)) for _ in range(c.n_layer)))
     actual, expected = (m.advance(m.import_state(given), case.tokens)[0] for m in both(case, phase))
     agree({"logits": actual}, {"logits": expected}, case)
 
 
 @pytest.fixture
-def streaming() -> tuple[BDH, State, Tensor]:
+def streaming() -> tuple[BDH, RecurrentState, Tensor]:
     """A model, a state of it that has read something, and tokens to read next."""
     case = CASES["three_heads"]
     model = TorchBackend().load(case.params, case.config, device="cpu").module
@@ -121,7 +122,7 @@ def streaming() -> tuple[BDH, State, Tensor]:
 @pytest.mark.usefixtures("short_chunks")
 @pytest.mark.parametrize("length", [1, 7])
 @torch.no_grad()
-def test_r13_a_donated_state_is_updated_in_place(streaming: tuple[BDH, State, Tensor], length: int) -> None:
+def test_r13_a_donated_state_is_updated_in_place(streaming: tuple[BDH, RecurrentState, Tensor], length: int) -> None:
     model, state, tokens = streaming
     _, after = model.advance(state, tokens[:, :length], donate=True)
     assert [m.data_ptr() for m in after.layers] == [m.data_ptr() for m in state.layers]
@@ -130,7 +131,9 @@ def test_r13_a_donated_state_is_updated_in_place(streaming: tuple[BDH, State, Te
 @pytest.mark.usefixtures("short_chunks")
 @pytest.mark.parametrize("length", [1, 7])
 @pytest.mark.parametrize("records", [True, False])
-def test_r13_a_state_that_is_kept_stays_as_it_is(streaming: tuple[BDH, State, Tensor], length: int, records: bool) -> None:
+def test_r13_a_state_that_is_kept_stays_as_it_is(
+    streaming: tuple[BDH, RecurrentState, Tensor], length: int, records: bool
+) -> None:
     model, state, tokens = streaming
     before = [memory.clone() for memory in state.layers]
     with torch.set_grad_enabled(records):
@@ -138,7 +141,7 @@ def test_r13_a_state_that_is_kept_stays_as_it_is(streaming: tuple[BDH, State, Te
     assert all(torch.equal(a, b) for a, b in zip(before, state.layers, strict=True))
 
 
-def test_r15_gradients_pass_through_a_donated_state(streaming: tuple[BDH, State, Tensor]) -> None:
+def test_r15_gradients_pass_through_a_donated_state(streaming: tuple[BDH, RecurrentState, Tensor]) -> None:
     model, _, tokens = streaming
     model.double()
     state, logits = model.init_state(2), []

@@ -9,11 +9,11 @@ import pytest
 from bdh_conformance import Expectation, assert_agrees, expect
 from bdh_conformance.yardstick.cases import CONFIGS, Case
 from bdh_spec import Model, Params, RecurrentState, model
+from bdh_spec.dtypes import DTYPES
 from bdh_spec.gradients import gradients
 from bdh_spec.rope import Phase
 
 Load = Callable[..., Model]
-DTYPES = ("float64", "float32", "bfloat16", "float16")
 # Fresh weights, where an eps or a score's scale shows, and large ones, where everything else does.
 CASES = [Case(config, time=6, seed=i, scale=scale) for i, config in enumerate(CONFIGS.values()) for scale in (1.0, 20.0)]
 POSITIONS = (0, 10**4, 10**6, 2**24 + 1, 2**40)

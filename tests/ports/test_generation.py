@@ -11,6 +11,7 @@ from bdh_conformance.channels.sampling import differences
 from bdh_conformance.yardstick.cases import CONFIGS, Case
 from bdh_conformance.yardstick.tolerances import FACTOR
 from bdh_spec import Model
+from bdh_spec.sampling import Sampling
 
 Load = Callable[..., Model]
 CASE = Case(CONFIGS["three_heads"], time=6, seed=1, scale=20)
@@ -25,6 +26,14 @@ def test_r14_one_seed_gives_one_text(port: str, loaded: Load, temperature: float
     assert np.array_equal(written, expected)
     assert np.array_equal(written[:, : CASE.time], CASE.tokens)
     assert written.shape == (2, CASE.time + NEW)
+
+
+def test_r14_without_a_seed_every_text_is_a_new_one(port: str, loaded: Load) -> None:
+    """On every port alike; tests/bdh_torch, tests/bdh_mlx and tests/bdh_jax hold it for the ports' own classes."""
+    model = loaded(CASE)
+    assert len({model.generate(CASE.tokens, 30, 3.0).tobytes() for _ in range(3)}) == 3
+    streamed = {np.stack([token for token, _ in model.stream(CASE.tokens, 30, 3.0)]).tobytes() for _ in range(3)}
+    assert len(streamed) == 3
 
 
 def test_r14_rows_of_a_batch_draw_apart(port: str, loaded: Load) -> None:
@@ -54,7 +63,7 @@ def test_r14_texts_part_only_where_a_draw_is_too_close_to_call(port: str) -> Non
     text = np.frombuffer("".join(pydoc_data.topics.topics.values()).encode(), np.uint8)
     prompts = np.stack([text[start : start + 8] for start in range(0, 16 * 997, 997)])
     reference = bdh_spec.load(backend="numpy", dtype="float64")
-    found = differences(bdh_spec.load(backend=port, device="cpu"), reference, prompts, 40, temperature=0.8, seed=5)
+    found = differences(bdh_spec.load(backend=port, device="cpu"), reference, prompts, 40, Sampling(0.8, seed=5))
     assert len(found) <= 1
     assert all(d.gap <= FACTOR["float32"] * d.rounding for d in found)
 
@@ -65,5 +74,5 @@ def test_a_text_that_parts_for_another_reason_is_found() -> None:
     shifted = params._replace(lm_head=params.lm_head * 1.01)
     port = bdh_spec.get_backend("numpy").load(shifted, reference.config)
     prompts = np.frombuffer(b"The dragon", np.uint8)[None].repeat(8, axis=0)
-    found = differences(port, reference, prompts, 40, temperature=0.8, seed=5)
+    found = differences(port, reference, prompts, 40, Sampling(0.8, seed=5))
     assert any(d.gap > FACTOR["float32"] * d.rounding for d in found)

@@ -10,7 +10,7 @@
 
 from bdh_jax.bdh import BDH
 from bdh_jax.generation import continue_text, generate, prefill
-from bdh_jax.model import State, advance, forward, init, init_state, loss, trace
+from bdh_jax.model import RecurrentState, advance, forward, init, init_state, loss, trace
 from bdh_jax.training import gradients, objective
 from bdh_spec.config import BDHConfig
 from bdh_spec.params import Params
@@ -19,7 +19,7 @@ __all__ = [
     "BDH",
     "BDHConfig",
     "Params",
-    "State",
+    "RecurrentState",
     "advance",
     "continue_text",
     "forward",

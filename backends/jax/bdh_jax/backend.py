@@ -15,11 +15,13 @@ import numpy as np
 from bdh_jax import model, training
 from bdh_jax.bdh import forward
 from bdh_jax.generation import advance_donated, advance_kept, buffer_length, pieces
-from bdh_jax.model import State, init_state, wide
+from bdh_jax.model import RecurrentState, init_state, wide
 from bdh_jax.rope import words
 from bdh_spec.config import BDHConfig
+from bdh_spec.dtypes import DTYPES
 from bdh_spec.errors import CapabilityError
-from bdh_spec.model import IGNORE, RecurrentState
+from bdh_spec.model import IGNORE
+from bdh_spec.model import RecurrentState as ExportedState
 from bdh_spec.optimizer import AdamW
 from bdh_spec.params import Array, Params, cast
 from bdh_spec.protocol import Backend, Capabilities, Model
@@ -63,11 +65,11 @@ class JAXModel(Model):
             logits = forward(padded(tokens), self._params, self.config, phase=self.phase)
         return self._numpy(logits)[:, : tokens.shape[1]]
 
-    def _init_state(self, batch: int) -> State:
+    def _init_state(self, batch: int) -> RecurrentState:
         with self._precision(), jax.default_device(self._device):
             return jax.device_put(init_state(batch, self.config, self.dtype), self._device)
 
-    def _advance(self, native: State, position: int, tokens: Array, donate: bool) -> tuple[Array, State]:
+    def _advance(self, native: RecurrentState, position: int, tokens: Array, donate: bool) -> tuple[Array, RecurrentState]:
         logits, step = [], advance_donated if donate else advance_kept
         with self._precision():
             for start, length in pieces(tokens.shape[1]):
@@ -91,13 +93,13 @@ class JAXModel(Model):
             stages = trace(tokens.astype(np.int32), self._params, self.config, phase=self.phase)
         return {name: self._numpy(stages[name]) for name in model.stage_names(self.config)}
 
-    def _export_state(self, native: State) -> tuple[Array, ...]:
+    def _export_state(self, native: RecurrentState) -> tuple[Array, ...]:
         return tuple(self._numpy(native.layers))
 
-    def _import_state(self, state: RecurrentState) -> State:
+    def _import_state(self, state: ExportedState) -> RecurrentState:
         with self._precision():
             layers = jnp.asarray(np.stack(state.layers), wide(self.dtype))
-            return jax.device_put(State(words(state.position), layers), self._device)
+            return jax.device_put(RecurrentState(words(state.position), layers), self._device)
 
     def _train_step(self, optimizer: Optimizer, tokens: Array, targets: Array) -> float:
         settings, optimizer.step = optimizer.settings, optimizer.step + 1
@@ -128,7 +130,7 @@ class JAXBackend(Backend):
     """The port named ``jax``. Its devices are JAX's platforms: ``cuda``, ``rocm``, ``tpu``, ``cpu``, or ``cuda:1``."""
 
     name = "jax"
-    capabilities = Capabilities(dtypes=("float32", "bfloat16", "float16", "float64"))
+    capabilities = Capabilities(dtypes=DTYPES)
 
     def version(self) -> str:
         return f"jax {jax.__version__}"

@@ -50,7 +50,7 @@ class BDH:
         return logits, model.loss(logits, targets)
 
     def generate(
-        self, idx: Any, max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None, *, seed: int = 0
+        self, idx: Any, max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None, *, seed: int | None = None
     ) -> NumpyArray:
         """Tokens (B, T) and their continuation, (B, T + max_new_tokens)."""
         return generation.generate(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bdh_jax.model import CHUNK, State, advance, init_state
+from bdh_jax.model import CHUNK, RecurrentState, advance, init_state
 from bdh_jax.rope import Array
 from bdh_jax.sampling import sample, uniforms
 from bdh_spec.checks import check_tokens
@@ -20,7 +20,7 @@ from bdh_spec.errors import SamplingError
 from bdh_spec.params import Array as NumpyArray
 from bdh_spec.params import Params
 from bdh_spec.rope import Phase
-from bdh_spec.sampling import check_sampling
+from bdh_spec.sampling import Sampling, check_length, fresh_seed
 
 advance_kept = jax.jit(advance, static_argnames=("config", "phase"))
 advance_donated = jax.jit(advance, static_argnames=("config", "phase"), donate_argnums=0)
@@ -34,28 +34,32 @@ def generate(
     temperature: float = 1.0,
     top_k: int | None = None,
     *,
-    seed: int = 0,
+    seed: int | None = None,
     phase: Phase = "exact",
 ) -> NumpyArray:
-    """Tokens (B, T) and their continuation, (B, T + max_new_tokens): the text that ``seed`` gives on every port."""
-    check_sampling(max_new_tokens, temperature, top_k, seed)
+    """Tokens (B, T) and their continuation, (B, T + max_new_tokens).
+
+    One seed gives one text (R14), the same as from every other port. Without a seed the text is a new one each time.
+    """
+    check_length(max_new_tokens)
+    how = Sampling(temperature, top_k, fresh_seed() if seed is None else seed)
     prompt = check_tokens(tokens, config)
     if max_new_tokens == 0:
         return prompt
     B, T = prompt.shape
     logits, state = prefill(init_state(B, config, params.encoder.dtype), prompt, params, config, phase=phase)
     draws = np.zeros((buffer_length(max_new_tokens), B))
-    draws[:max_new_tokens] = uniforms(seed, T, max_new_tokens, B)
-    kept = min(top_k or config.vocab_size, config.vocab_size)
+    draws[:max_new_tokens] = uniforms(how.seed, T, max_new_tokens, B)
+    kept = min(how.top_k or config.vocab_size, config.vocab_size)
     with jax.enable_x64(True):  # the draw in float64, as the specification draws; the model keeps the dtype of its weights
         loop = partial(continue_text, params=params, config=config, phase=phase)
-        new, _ = loop(state, logits, draws, max_new_tokens, temperature, kept)
+        new, _ = loop(state, logits, draws, max_new_tokens, how.temperature, kept)
     return np.concatenate([prompt, demand_finite(np.asarray(new)[:, :max_new_tokens])], axis=1)
 
 
 def prefill(
-    state: State, tokens: NumpyArray, params: Params, config: BDHConfig, *, phase: Phase = "exact"
-) -> tuple[Array, State]:
+    state: RecurrentState, tokens: NumpyArray, params: Params, config: BDHConfig, *, phase: Phase = "exact"
+) -> tuple[Array, RecurrentState]:
     """Read a prompt (B, T) on: the logits after it (B, V) and the state after it. The state given is donated."""
     for start, length in pieces(tokens.shape[1]):
         chunk = tokens[:, start : start + length].astype(np.int32)
@@ -82,7 +86,7 @@ def buffer_length(n: int) -> int:
 
 @partial(jax.jit, static_argnames=("config", "phase"), donate_argnums=0)
 def continue_text(
-    state: State,
+    state: RecurrentState,
     logits: Array,
     draws: Array,
     count: Array,
@@ -92,14 +96,14 @@ def continue_text(
     config: BDHConfig,
     *,
     phase: Phase = "exact",
-) -> tuple[Array, State]:
+) -> tuple[Array, RecurrentState]:
     """``count`` tokens after the logits (B, V) of a text, in a buffer (B, len(draws)), by one loop on the device.
 
     ``draws`` holds one number from 0 up to but not including 1 per token and row. The state is donated; the one returned
     has read all tokens but the last.
     """
 
-    def step(carry: tuple[Array, State, Array]) -> tuple[Array, State, Array]:
+    def step(carry: tuple[Array, RecurrentState, Array]) -> tuple[Array, RecurrentState, Array]:
         i, state, written = carry
         logits, state = advance(state, lax.dynamic_slice_in_dim(written, i - 1, 1, axis=1), params, config, phase=phase)
         return i + 1, state, put(written, i, logits[:, 0])

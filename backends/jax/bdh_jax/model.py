@@ -41,7 +41,7 @@ class Stages(NamedTuple):
     x: Array  # B T D    R10, what the next layer starts from
 
 
-class State(NamedTuple):
+class RecurrentState(NamedTuple):
     """What a model remembers of a text (R13)."""
 
     position: Array  # tokens read so far: uint32 (2,), high word first
@@ -146,35 +146,6 @@ def readout(x: Array, params: Params) -> Array:
     return product(x, params.lm_head)  # B T V
 
 
-def forward(tokens: Array, params: Params, config: BDHConfig, *, phase: Phase = "exact") -> Array:
-    """Tokens (B, T) to logits (B, T, V): all at once, or beyond 1024 tokens in chunks, so that time stays linear.
-
-    >>> config = BDHConfig(n_layer=2, n_embd=8, n_head=2, mlp_internal_dim_multiplier=2)
-    >>> forward(jnp.zeros((1, 3), int), init(config, jax.random.key(0)), config).shape
-    (1, 3, 256)
-    """
-    return readout(run(tokens, params, config, phase=phase), params)
-
-
-def trace(tokens: Array, params: Params, config: BDHConfig, *, phase: Phase = "exact") -> dict[str, Array]:
-    """Every stage of the parallel form by name, in the order of its computation."""
-    cos, sin = rotation(words(0), tokens.shape[1], config.n_neurons, wide(params.encoder.dtype), phase)
-    first = embed(tokens, params)
-
-    def step(x: Array, _: None) -> tuple[Array, Stages]:
-        stages = layer(x, params, cos, sin)
-        return stages.x, stages
-
-    x, layers = lax.scan(step, first, length=config.n_layer)
-    stages = [first, *(value[i] for i in range(config.n_layer) for value in layers), readout(x, params)]
-    return dict(zip(stage_names(config), stages, strict=True))
-
-
-def stage_names(config: BDHConfig) -> list[str]:
-    """The names of a trace in the order of their computation, which jit forgets: it sorts a dictionary."""
-    return ["embed", *(f"layers.{i}.{name}" for i in range(config.n_layer) for name in Stages._fields), "logits"]
-
-
 def run(tokens: Array, params: Params, config: BDHConfig, *, phase: Phase = "exact", key: Array | None = None) -> Array:
     """The last x (B, T, D). One compiled body serves all layers; ``key`` switches dropout on."""
     whole_text = at_once if tokens.shape[1] <= PARALLEL else in_chunks
@@ -200,20 +171,49 @@ def in_chunks(x: Array, key: Array | None, params: Params, config: BDHConfig, ph
     chunks, rest = jnp.split(x, [T // CHUNK * CHUNK], axis=1)
     keys = None if key is None else jax.random.split(key, T // CHUNK + 1)
 
-    def step(state: State, part: tuple[Array, Array | None]) -> tuple[State, Array]:
+    def step(state: RecurrentState, part: tuple[Array, Array | None]) -> tuple[RecurrentState, Array]:
         chunk, key = part
         cos, sin = rotation(state.position, chunk.shape[1], config.n_neurons, wide(x.dtype), phase)
         keep = 1.0 if key is None else dropout(config, chunk.shape[:2], x.dtype, key)
         stages = layer(chunk, params, cos, sin, state.layers, keep)
-        return State(later(state.position, CHUNK), write(state.layers, stages.rotated, chunk)), stages.x
+        return RecurrentState(later(state.position, CHUNK), write(state.layers, stages.rotated, chunk)), stages.x
 
-    start = State(words(0), jnp.zeros((B, config.n_head, config.n_neurons, D), wide(x.dtype)))
+    start = RecurrentState(words(0), jnp.zeros((B, config.n_head, config.n_neurons, D), wide(x.dtype)))
     stacked = chunks.reshape(B, -1, CHUNK, D).swapaxes(0, 1)
     state, done = lax.scan(jax.checkpoint(step, prevent_cse=False), start, (stacked, None if keys is None else keys[:-1]))
     whole = done.swapaxes(0, 1).reshape(B, -1, D)
     if rest.shape[1] == 0:
         return whole
     return jnp.concatenate([whole, step(state, (rest, None if keys is None else keys[-1]))[1]], axis=1)
+
+
+def trace(tokens: Array, params: Params, config: BDHConfig, *, phase: Phase = "exact") -> dict[str, Array]:
+    """Every stage of the parallel form by name, in the order of its computation."""
+    cos, sin = rotation(words(0), tokens.shape[1], config.n_neurons, wide(params.encoder.dtype), phase)
+    first = embed(tokens, params)
+
+    def step(x: Array, _: None) -> tuple[Array, Stages]:
+        stages = layer(x, params, cos, sin)
+        return stages.x, stages
+
+    x, layers = lax.scan(step, first, length=config.n_layer)
+    stages = [first, *(value[i] for i in range(config.n_layer) for value in layers), readout(x, params)]
+    return dict(zip(stage_names(config), stages, strict=True))
+
+
+def stage_names(config: BDHConfig) -> list[str]:
+    """The names of a trace in the order of their computation, which jit forgets: it sorts a dictionary."""
+    return ["embed", *(f"layers.{i}.{name}" for i in range(config.n_layer) for name in Stages._fields), "logits"]
+
+
+def forward(tokens: Array, params: Params, config: BDHConfig, *, phase: Phase = "exact") -> Array:
+    """Tokens (B, T) to logits (B, T, V): all at once, or beyond 1024 tokens in chunks, so that time stays linear.
+
+    >>> config = BDHConfig(n_layer=2, n_embd=8, n_head=2, mlp_internal_dim_multiplier=2)
+    >>> forward(jnp.zeros((1, 3), int), init(config, jax.random.key(0)), config).shape
+    (1, 3, 256)
+    """
+    return readout(run(tokens, params, config, phase=phase), params)
 
 
 def loss(logits: Array, targets: Array) -> Array:
@@ -228,13 +228,15 @@ def log_softmax(logits: Array) -> Array:
     return jax.nn.log_softmax(logits)
 
 
-def init_state(batch: int, config: BDHConfig, dtype: Any = jnp.float32) -> State:
+def init_state(batch: int, config: BDHConfig, dtype: Any = jnp.float32) -> RecurrentState:
     """The state before the first token: zeros, for weights of ``dtype``."""
     shape = (config.n_layer, batch, config.n_head, config.n_neurons, config.n_embd)
-    return State(words(0), jnp.zeros(shape, wide(dtype)))
+    return RecurrentState(words(0), jnp.zeros(shape, wide(dtype)))
 
 
-def advance(state: State, tokens: Array, params: Params, config: BDHConfig, *, phase: Phase = "exact") -> tuple[Array, State]:
+def advance(
+    state: RecurrentState, tokens: Array, params: Params, config: BDHConfig, *, phase: Phase = "exact"
+) -> tuple[Array, RecurrentState]:
     """Read tokens (B, T) after the text that the state remembers: their logits (B, T, V), and the state after them (R13).
 
     T = 1 is the recurrent form, a larger T the chunked one; both compute what ``forward`` computes on the whole text.
@@ -250,4 +252,4 @@ def advance(state: State, tokens: Array, params: Params, config: BDHConfig, *, p
     x, (rotated, read_from) = lax.scan(step, embed(tokens, params), state.layers)
     # Written after all layers have read: one pass in place, where a loop that does both would copy the whole state.
     layers = jax.vmap(write)(state.layers, rotated, read_from)
-    return readout(x, params), State(later(state.position, T), layers)
+    return readout(x, params), RecurrentState(later(state.position, T), layers)

@@ -13,14 +13,13 @@ from bdh_mlx.device import computing_on
 from bdh_mlx.model import RecurrentState, dropout, forward, init_state, loss, read_on, trace, wide, widen
 from bdh_mlx.optimizer import Moments, moments, update
 from bdh_spec.config import BDHConfig
+from bdh_spec.dtypes import DTYPES
 from bdh_spec.errors import CapabilityError
 from bdh_spec.model import RecurrentState as ExportedState
 from bdh_spec.optimizer import AdamW
 from bdh_spec.params import Array, Params
 from bdh_spec.protocol import Backend, Capabilities, Model
 from bdh_spec.rope import Phase
-
-DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16, "float64": mx.float64}
 
 
 class MLXModel(Model):
@@ -32,7 +31,7 @@ class MLXModel(Model):
     def __init__(self, params: Params, config: BDHConfig, *, device: str, dtype: str, phase: Phase) -> None:
         super().__init__(config, device=device, dtype=dtype, phase=phase)
         kind, _, index = device.partition(":")
-        self._device, self._dtype = mx.Device(getattr(mx, kind), int(index or 0)), DTYPES[dtype]
+        self._device, self._dtype = mx.Device(getattr(mx, kind), int(index or 0)), getattr(mx, dtype)
         with computing_on(self._device):
             self._params = Params(*(_array(weight, self._dtype) for weight in params))
             mx.eval(*self._params)
@@ -112,7 +111,7 @@ class MLXBackend(Backend):
     """
 
     name = "mlx"
-    capabilities = Capabilities(dtypes=tuple(DTYPES))
+    capabilities = Capabilities(dtypes=DTYPES)
 
     def __init__(self) -> None:
         os.environ.setdefault("MLX_ENABLE_TF32", "0")

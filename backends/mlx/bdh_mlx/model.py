@@ -24,7 +24,7 @@ from bdh_spec.config import BDHConfig
 from bdh_spec.model import EPS, IGNORE
 from bdh_spec.params import INIT_STD, Params, shapes
 from bdh_spec.rope import Phase
-from bdh_spec.sampling import check_sampling, sample, uniform
+from bdh_spec.sampling import Sampling, check_length, sample, uniform
 
 CHUNK = 256  # tokens of a prompt read at once: more and the scores (T, T) of a long one would outgrow memory
 
@@ -152,26 +152,6 @@ def readout(x: mx.array, params: Params) -> mx.array:
     return x @ params.lm_head  # B T V
 
 
-def forward(
-    tokens: mx.array,
-    params: Params,
-    config: BDHConfig,
-    *,
-    phase: Phase = "exact",
-    keep: Sequence[mx.array | float] | None = None,
-) -> mx.array:
-    """The parallel form: tokens (B, T) to logits (B, T, V)."""
-    x, _ = run(tokens, params, config, phase=phase, keep=keep)
-    return readout(x, params)
-
-
-def trace(tokens: mx.array, params: Params, config: BDHConfig, *, phase: Phase = "exact") -> dict[str, mx.array]:
-    """Every stage of the parallel form by name, in the order of its computation."""
-    x, layers = run(tokens, params, config, phase=phase)
-    stages = {f"layers.{i}.{name}": value for i, layer in enumerate(layers) for name, value in layer._asdict().items()}
-    return {"embed": embed(tokens, params), **stages, "logits": readout(x, params)}
-
-
 def run(
     tokens: mx.array,
     params: Params,
@@ -187,6 +167,26 @@ def run(
         layers.append(layer(x, params, cos, sin, keep=1.0 if keep is None else keep[i]))
         x = layers[-1].x
     return x, layers
+
+
+def trace(tokens: mx.array, params: Params, config: BDHConfig, *, phase: Phase = "exact") -> dict[str, mx.array]:
+    """Every stage of the parallel form by name, in the order of its computation."""
+    x, layers = run(tokens, params, config, phase=phase)
+    stages = {f"layers.{i}.{name}": value for i, kept in enumerate(layers) for name, value in kept._asdict().items()}
+    return {"embed": embed(tokens, params), **stages, "logits": readout(x, params)}
+
+
+def forward(
+    tokens: mx.array,
+    params: Params,
+    config: BDHConfig,
+    *,
+    phase: Phase = "exact",
+    keep: Sequence[mx.array | float] | None = None,
+) -> mx.array:
+    """The parallel form: tokens (B, T) to logits (B, T, V)."""
+    x, _ = run(tokens, params, config, phase=phase, keep=keep)
+    return readout(x, params)
 
 
 def loss(logits: mx.array, targets: mx.array) -> mx.array:
@@ -308,14 +308,16 @@ class BDH(Module):
     ) -> mx.array:
         """The prompt (B, T) and its continuation, (B, T + max_new_tokens).
 
-        One ``seed`` gives one text on every port (R14); without it the draws come from ``mx.random``.
+        One seed gives one text (R14), the same as from every other port. Without a seed the text is a new one each time, by
+        MLX's own generator, so that ``mx.random.seed`` makes it come again.
         """
-        check_sampling(max_new_tokens, temperature, top_k, seed or 0)
+        check_length(max_new_tokens)
+        how = Sampling(temperature, top_k, fresh_seed() if seed is None else seed)
         text = unread = check_tokens(idx.tolist(), self.config)
         held, params = [self.init_state(text.shape[0])], self.params()
         for _ in range(max_new_tokens):
             logits = _last(read_on(held, mx.array(unread), params, self.config, phase=self.phase))
-            chosen = [sample(row, _draw(seed, text.shape[1], b), temperature, top_k) for b, row in enumerate(logits)]
+            chosen = [sample(row, uniform(how.seed, text.shape[1], b), how) for b, row in enumerate(logits)]
             unread = np.array(chosen)[:, None]
             text = np.concatenate([text, unread], axis=1)
         return mx.array(text, dtype=mx.int32)
@@ -337,6 +339,12 @@ class BDH(Module):
         weights.save(file, dict(tree_flatten(self.parameters())), self.config)  # type: ignore[no-untyped-call]  # likewise
 
 
+def fresh_seed() -> int:
+    """A seed from MLX's own generator."""
+    high, low = (int(np.array(mx.random.randint(0, 2**31 - 1))) for _ in range(2))
+    return high << 31 | low
+
+
 def _blank(ids: mx.array) -> Any:
     """What can be known of an array without evaluating it, as an array that can be checked."""
     return np.zeros(ids.shape, np.int64 if mx.issubdtype(ids.dtype, mx.integer) else np.float32)
@@ -344,7 +352,3 @@ def _blank(ids: mx.array) -> Any:
 
 def _last(logits: mx.array) -> Any:
     return np.array(widen(logits[:, -1]))  # B V
-
-
-def _draw(seed: int | None, position: int, row: int) -> float:
-    return float(np.array(mx.random.uniform())) if seed is None else uniform(seed, position, row)

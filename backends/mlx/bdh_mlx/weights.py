@@ -15,7 +15,8 @@ from bdh_spec.config import BDHConfig
 from bdh_spec.errors import CheckpointError, ParamsError
 from bdh_spec.files import check_readable, whole_file
 from bdh_spec.params import Params, check_params, shapes
-from bdh_spec.rope import frequencies, is_the_table
+from bdh_spec.rope import frequencies
+from bdh_spec.stored_table import is_the_table
 
 NAMES = Params("embed.weight", "encoder", "encoder_v", "decoder", "lm_head")
 FREQUENCIES, GATE = "attn.freqs", "lm_gate"

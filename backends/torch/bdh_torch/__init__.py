@@ -4,6 +4,6 @@
 """
 
 from bdh_spec import BDHConfig
-from bdh_torch.model import BDH, State
+from bdh_torch.model import BDH, RecurrentState
 
-__all__ = ["BDH", "BDHConfig", "State"]
+__all__ = ["BDH", "BDHConfig", "RecurrentState"]

@@ -12,13 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bdh_spec import AdamW, BDHConfig, CapabilityError, RecurrentState
+from bdh_spec import AdamW, BDHConfig, CapabilityError
+from bdh_spec.dtypes import DTYPES
+from bdh_spec.model import RecurrentState as ExportedState
 from bdh_spec.model import Stages
 from bdh_spec.params import Array, Params
 from bdh_spec.protocol import VERBS, Backend, Capabilities, Model
 from bdh_spec.rope import Phase
 from bdh_torch.layer import wide
-from bdh_torch.model import BDH, State
+from bdh_torch.model import BDH, RecurrentState
 from bdh_torch.rope import frequencies
 
 NAMES = Params("embed.weight", "encoder", "encoder_v", "decoder", "lm_head")  # of the weights in a state dict
@@ -91,7 +93,7 @@ class TorchModel(Model):
         return to_numpy(self.module.trace(self._to_device(tokens), kept=self._to_device(kept)))
 
     @torch.no_grad()
-    def _init_state(self, batch: int) -> State:
+    def _init_state(self, batch: int) -> RecurrentState:
         return self.module.init_state(batch)
 
     @full_precision()
@@ -130,10 +132,10 @@ class TorchModel(Model):
         nh = self.config.n_head
         return tuple(to_numpy(batch_first(memory, nh, len(memory) // nh)) for memory in native.layers)  # B h N D
 
-    def _import_state(self, state: RecurrentState) -> State:
+    def _import_state(self, state: ExportedState) -> RecurrentState:
         dtype = "float64" if self.dtype == "float64" else "float32"
         layers = (from_numpy(memory.swapaxes(0, 1), self.device, dtype).flatten(0, 1) for memory in state.layers)  # h*B N D
-        return State(state.position, tuple(layers))
+        return RecurrentState(state.position, tuple(layers))
 
     @full_precision()
     def _train_step(self, optimizer: Any, tokens: Array, targets: Array) -> float:
@@ -173,7 +175,7 @@ class TorchBackend(Backend):
     """The port named ``torch``."""
 
     name = "torch"
-    capabilities = Capabilities(dtypes=("float32", "bfloat16", "float16", "float64"), verbs=VERBS)
+    capabilities = Capabilities(dtypes=DTYPES, verbs=VERBS)
 
     def version(self) -> str:
         return f"torch {torch.__version__}"

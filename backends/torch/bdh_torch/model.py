@@ -17,7 +17,7 @@ from bdh_spec.checks import check_tokens
 from bdh_spec.model import IGNORE
 from bdh_spec.params import INIT_STD
 from bdh_spec.rope import Phase
-from bdh_spec.sampling import check_sampling, sample, uniform
+from bdh_spec.sampling import Sampling, check_length, sample, uniform
 from bdh_torch.attention import Note, attend, unnoted, without_padding, write
 from bdh_torch.layer import Weights, layer, layer_norm, wide
 from bdh_torch.rope import Rotary, check_frequencies
@@ -29,7 +29,7 @@ WHOLE, WHOLE_WITH_GRADIENTS = 512, 1024
 
 
 @dataclass(frozen=True)
-class State:
+class RecurrentState:
     """What the model remembers of B texts (R13): their length and, per layer, one matrix per head."""
 
     position: int  # tokens read so far
@@ -72,15 +72,6 @@ class BDH(nn.Module):
             nn.init.normal_(weight, std=INIT_STD)
         self.attn.reset(self.encoder.device)
 
-    def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Tokens (B, T) to logits (B, T, V), and their loss if targets are given, already shifted (R12)."""
-        _demand_rectangle(idx)
-        if idx.shape[1] <= (WHOLE_WITH_GRADIENTS if torch.is_grad_enabled() else WHOLE):
-            logits = self.trace(idx)
-        else:
-            logits, _ = self.advance(self.init_state(idx.shape[0]), idx, donate=True)
-        return logits, None if targets is None else loss(logits, targets)
-
     def trace(self, idx: Tensor, note: Note = unnoted, kept: Tensor | None = None) -> Tensor:
         """Logits by the parallel form; ``note`` is shown each stage under its name, layer after layer.
 
@@ -96,14 +87,23 @@ class BDH(nn.Module):
             x = layer(x, self.weights, rotations, read, self.drop, note)
         return note("logits", x @ self.lm_head)  # B T V  R11
 
-    def init_state(self, batch: int = 1) -> State:
+    def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Tokens (B, T) to logits (B, T, V), and their loss if targets are given, already shifted (R12)."""
+        _demand_rectangle(idx)
+        if idx.shape[1] <= (WHOLE_WITH_GRADIENTS if torch.is_grad_enabled() else WHOLE):
+            logits = self.trace(idx)
+        else:
+            logits, _ = self.advance(self.init_state(idx.shape[0]), idx, donate=True)
+        return logits, None if targets is None else loss(logits, targets)
+
+    def init_state(self, batch: int = 1) -> RecurrentState:
         """The state before the first token: zeros."""
         c, weight = self.config, self.encoder
         shape = (c.n_head * batch, c.n_neurons, c.n_embd)
         layers = (torch.zeros(shape, dtype=wide(weight.dtype), device=weight.device) for _ in range(c.n_layer))
-        return State(0, tuple(layers), blank=True)
+        return RecurrentState(0, tuple(layers), blank=True)
 
-    def advance(self, state: State, idx: Tensor, *, donate: bool = False) -> tuple[Tensor, State]:
+    def advance(self, state: RecurrentState, idx: Tensor, *, donate: bool = False) -> tuple[Tensor, RecurrentState]:
         """Read tokens (B, T) after the text that the state remembers: their logits (B, T, V), and the state after them.
 
         One token is the recurrent form, more the chunked one. A donated state must not be used again: it is updated in
@@ -129,10 +129,11 @@ class BDH(nn.Module):
     ) -> Tensor:
         """The tokens (B, T) and their continuation, (B, T + max_new_tokens), read once and then continued token by token.
 
-        One seed gives one text (R14), the same as from every other port; without a seed PyTorch's own generator gives one.
+        One seed gives one text (R14), the same as from every other port. Without a seed the text is a new one each time, by
+        PyTorch's own generator, so that ``torch.manual_seed`` makes it come again.
         """
-        seed = int(torch.randint(2**63 - 1, ())) if seed is None else seed
-        check_sampling(max_new_tokens, temperature, top_k, seed)
+        check_length(max_new_tokens)
+        how = Sampling(temperature, top_k, fresh_seed() if seed is None else seed)
         check_tokens(idx.cpu().numpy(), self.config)
         training = self.training
         self.eval()
@@ -141,7 +142,7 @@ class BDH(nn.Module):
             for _ in range(max_new_tokens):
                 logits, state = self.advance(state, text[-1], donate=True)
                 rows = logits[:, -1].to("cpu", wide(logits.dtype)).numpy()
-                drawn = [sample(row, uniform(seed, state.position, b), temperature, top_k) for b, row in enumerate(rows)]
+                drawn = [sample(row, uniform(how.seed, state.position, b), how) for b, row in enumerate(rows)]
                 text.append(torch.tensor(drawn, dtype=idx.dtype, device=idx.device)[:, None])
         finally:
             self.train(training)
@@ -153,7 +154,7 @@ class BDH(nn.Module):
         positions = position + torch.arange(idx.shape[1], device=idx.device)
         return x, self.attn(positions, wide(self.encoder.dtype))
 
-    def _advance_chunk(self, state: State, idx: Tensor, *, donate: bool) -> tuple[Tensor, State]:
+    def _advance_chunk(self, state: RecurrentState, idx: Tensor, *, donate: bool) -> tuple[Tensor, RecurrentState]:
         x, rotations = self._start(idx, state.position)
         memories: list[Tensor] = []
 
@@ -165,12 +166,17 @@ class BDH(nn.Module):
 
         for _ in state.layers:
             x = layer(x, self.weights, rotations, attend_and_write, self.drop)
-        return x @ self.lm_head, State(state.position + idx.shape[1], tuple(memories))
+        return x @ self.lm_head, RecurrentState(state.position + idx.shape[1], tuple(memories))
 
 
 def loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean cross entropy in nats over the targets that are not ignored (R12)."""
     return F.cross_entropy(logits.flatten(0, 1).to(wide(logits.dtype)), targets.flatten(), ignore_index=IGNORE)
+
+
+def fresh_seed() -> int:
+    """A seed from PyTorch's own generator."""
+    return int(torch.randint(2**63 - 1, ()))
 
 
 def _demand_rectangle(idx: Tensor) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bdh_spec import ParamsError
 from bdh_spec import rope as spec
 from bdh_spec.rope import Phase
+from bdh_spec.stored_table import is_the_table
 
 
 class Rotary(nn.Module):
@@ -55,7 +56,7 @@ def fixed_point(n_neurons: int) -> Tensor:
 def check_frequencies(freqs: Tensor) -> None:
     """Refuse frequencies that are not the table as rounded by whoever wrote them."""
     found, kind = freqs.detach().double().cpu().flatten(), torch.finfo(freqs.dtype)
-    if not spec.is_the_table(found.numpy(), kind.eps, kind.smallest_normal * kind.eps):
+    if not is_the_table(found.numpy(), kind.eps, kind.smallest_normal * kind.eps):
         table = frequencies(freqs.numel()).double()
         off = (found - table).abs() / table
         n = int(off.nan_to_num(torch.inf).argmax())

@@ -16,8 +16,9 @@ from bdh_conformance.channels.loading import Origin, load_params
 from bdh_conformance.yardstick.agreement import nearness
 from bdh_conformance.yardstick.cases import Case
 from bdh_conformance.yardstick.sizes import LONG
-from bdh_conformance.yardstick.tolerances import FACTOR, FLOOR, PRECISION, Expectation, as_numpy_dtype, row_errors
+from bdh_conformance.yardstick.tolerances import FACTOR, FLOOR, PRECISION, Expectation, row_errors
 from bdh_spec import Backend, Model
+from bdh_spec.dtypes import numpy_dtype
 from bdh_spec.numpy_backend import NumpyBackend
 from bdh_spec.params import Array, cast
 from bdh_spec.rope import Phase
@@ -203,7 +204,7 @@ def fresh_answer(
 ) -> Observed | None:
     """What a NumPy port says of the case in float64, with weights as a port of ``dtype`` holds them; None if it fails."""
     fresh = replace(case)  # mistakes write anywhere
-    held = cast(cast(case.params, as_numpy_dtype(dtype)), wide)
+    held = cast(cast(case.params, numpy_dtype(dtype)), wide)
     try:
         with np.errstate(all="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore")

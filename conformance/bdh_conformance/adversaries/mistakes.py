@@ -742,7 +742,7 @@ R13 = [
 ]
 
 # R14: sampling
-SOFTMAX = Place("sampling", "np.exp((kept - kept.max()) / temperature)", ("sampling",))
+SOFTMAX = Place("sampling", "np.exp((kept - kept.max()) / how.temperature)", ("sampling",))
 TOP_K = Place("sampling", "if top_k and top_k < kept.size:", ("sampling",))
 KTH_VALUE = Place("sampling", "kth = np.partition(kept, -top_k)[-top_k]", ("sampling",))
 KEPT = Place("sampling", "kept = np.where(kept >= kth, kept, -np.inf)", ("sampling",))
@@ -753,15 +753,17 @@ PHILOX = Place("sampling", "np.random.Philox(key=seed, counter=[0, 0, position, 
 DRAWN_AT = Place("sampling", "draw * cumulative[-1]", ("sampling",))
 CHOSEN = Place("sampling", 'int(np.searchsorted(cumulative, draw * cumulative[-1], side="right"))', ("sampling",))
 ARGMAX = Place("sampling", "int(np.argmax(logits))", ("sampling",))
-GREEDY = Place("sampling", "if temperature == 0:", ("sampling",))
-UNIFORM = Place("protocol", "uniform(seed, state.position, b)", ("sampling",))
+GREEDY = Place("sampling", "if how.temperature == 0:", ("sampling",))
+UNIFORM = Place("protocol", "uniform(how.seed, state.position, b)", ("sampling",))
 LAST_LOGITS = Place("protocol", "for b, row in enumerate(logits[:, -1])", ("sampling",))
 READ_ON = Place("protocol", "logits, state = self.advance(state, tokens, donate=True)", ("sampling",))
 R14 = [
     SOFTMAX("temperature_ignored", "np.exp(kept - kept.max())", "the temperature is ignored"),
-    SOFTMAX("temperature_multiplies", "np.exp((kept - kept.max()) * temperature)", "logits are multiplied by the temperature"),
     SOFTMAX(
-        "temperature_squared", "np.exp((kept - kept.max()) / temperature**2)", "logits are divided by the temperature twice"
+        "temperature_multiplies", "np.exp((kept - kept.max()) * how.temperature)", "logits are multiplied by the temperature"
+    ),
+    SOFTMAX(
+        "temperature_squared", "np.exp((kept - kept.max()) / how.temperature**2)", "logits are divided by the temperature twice"
     ),
     TOP_K("top_k_ignored", "if False:", "top_k is ignored"),
     TOP_K(
@@ -795,9 +797,15 @@ R14 = [
     ARGMAX(
         "greedy_highest_id", "int(logits.size - 1 - np.argmax(logits[::-1]))", "greedy choice takes the highest id of a tie"
     ),
-    GREEDY("greedy_draws", "if temperature == 0 and not (temperature := 1):", "temperature 0 draws as temperature 1"),
+    GREEDY(
+        "greedy_draws",
+        "if how.temperature == 0 and not (how := Sampling(1.0, how.top_k)):",
+        "temperature 0 draws as temperature 1",
+    ),
     UNIFORM(
-        "draw_of_last_position", "uniform(seed, state.position - 1, b)", "a token is drawn with the draw of the position before"
+        "draw_of_last_position",
+        "uniform(how.seed, state.position - 1, b)",
+        "a token is drawn with the draw of the position before",
     ),
     LAST_LOGITS(
         "draw_from_first_logits",
@@ -1125,9 +1133,9 @@ LENGTH = Place("sampling", "if max_new_tokens < 0:", ("refusals",))
 LENGTHS_SHAPE = Place("protocol", "if found.shape != (B,):", ("refusals",))
 LENGTHS_KIND = Place("protocol", 'found.dtype.kind not in "iu"', ("refusals",))
 LENGTHS_RANGE = Place("protocol", "(found < 1) | (found > T)", ("refusals",))
-TEMPERATURE = Place("sampling", 'if not 0 <= temperature < float("inf"):', ("refusals",))
-TOP_K_SIGN = Place("sampling", "if top_k is not None and top_k < 0:", ("refusals",))
-SEED = Place("sampling", "if not 0 <= seed < 2**64:", ("refusals",))
+TEMPERATURE = Place("sampling", 'if not 0 <= self.temperature < float("inf"):', ("refusals",))
+TOP_K_SIGN = Place("sampling", "if self.top_k is not None and self.top_k < 0:", ("refusals",))
+SEED = Place("sampling", "if not 0 <= self.seed < 2**64:", ("refusals",))
 REFUSALS = [
     TOKEN_RANGE("negative_ids_read", '(ids >= config.vocab_size), "token"', "negative ids are read"),
     TOKEN_RANGE("id_v_let_through", '(ids < 0) | (ids > config.vocab_size), "token"', "the id V is let through"),
@@ -1156,9 +1164,9 @@ REFUSALS = [
     STATE_POSITION("state_position_unchecked", "if False:", "an imported state's position is not checked"),
     LENGTH("negative_length_let_through", "if False:", "a negative number of new tokens is let through"),
     TEMPERATURE(
-        "negative_temperature_let_through", 'if not temperature < float("inf"):', "a negative temperature is let through"
+        "negative_temperature_let_through", 'if not self.temperature < float("inf"):', "a negative temperature is let through"
     ),
-    TEMPERATURE("nan_temperature_let_through", "if temperature < 0:", "a temperature of NaN or infinity is let through"),
+    TEMPERATURE("nan_temperature_let_through", "if self.temperature < 0:", "a temperature of NaN or infinity is let through"),
     TOP_K_SIGN("negative_top_k_let_through", "if False:", "a negative top_k is let through"),
     LENGTHS_SHAPE(
         "lengths_broadcast", "if (found := np.broadcast_to(found, (B,))) is None:", "lengths of another shape are broadcast"

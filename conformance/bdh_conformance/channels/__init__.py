@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from bdh_conformance.channels import dropout, refusals, sampling
-from bdh_conformance.channels.channel import WIDE, Channel
+from bdh_conformance.channels.channel import Channel
 from bdh_conformance.channels.inputs import inputs_reference, observe_inputs
 from bdh_conformance.channels.order import observe_order
 from bdh_conformance.channels.ownership import judge_pairs, observe_determinism, observe_mutation
@@ -23,10 +23,12 @@ from bdh_conformance.channels.properties import judge_properties, observe_proper
 from bdh_conformance.channels.recurrent import decode_reference, observe_decode, observe_phases, observe_states
 from bdh_conformance.channels.threads import observe_threads
 from bdh_conformance.channels.training import meets_kinks, observe_training, trainable
+from bdh_conformance.files import frozen
 from bdh_conformance.yardstick import kinks
 from bdh_conformance.yardstick.cases import CONFIGS, POOL, Case
 from bdh_conformance.yardstick.sizes import LENGTHS, WIDTHS
 from bdh_spec import BDHConfig
+from bdh_spec.dtypes import WIDE
 
 PLAIN = Case(CONFIGS["plain"], 2, 6, 1, 5.0)
 HUGE = (replace(PLAIN, scale=200.0),)  # codes beyond 6
@@ -48,6 +50,17 @@ CHANNELS = {
             narrow_sizes=("many", "beyond_a_thousand"),
             special=HUGE,
             smoke="first dtype",
+            vectors=(
+                "first_steps",
+                "fresh_weights",
+                "three_heads",
+                "square_head",
+                "square_encoder",
+                "mixed_scales",
+                "wide_vocabulary",
+            ),
+            published=frozen.logits,
+            smoke_special=(Case(*POOL[0], seed=2, scale=50.0),),
             every_phase=True,
         ),
         Channel(
@@ -59,6 +72,7 @@ CHANNELS = {
             sizes=("many", "indivisible"),
             special=HUGE,
             smoke="every dtype",
+            published=frozen.traces,
         ),
         Channel(
             "loss",
@@ -71,6 +85,7 @@ CHANNELS = {
             narrow_sizes=("beyond_a_thousand",),
             special=(replace(PLAIN, scale=1e5),),  # logits beyond the range of exp
             smoke="first dtype",
+            published=frozen.loss,
         ),
         Channel(
             "gradients",
@@ -84,6 +99,7 @@ CHANNELS = {
             sizes=(*WIDTHS, *LENGTHS),
             special=(replace(PLAIN, scale=20.0, weights="dead"),),  # relus that read exact zeros
             smoke="first dtype",
+            published=frozen.gradients,
         ),
         Channel(
             "states",
@@ -95,6 +111,7 @@ CHANNELS = {
             narrow_sizes=("beyond_a_thousand",),
             cost=2,
             smoke="first dtype",
+            published=frozen.decode,
         ),
         Channel(
             "decode",
@@ -175,6 +192,7 @@ CHANNELS = {
             sizes=("many",),
             cost=3,
             smoke="first dtype",
+            smoke_weights="ties",
             once=True,
         ),
         Channel(

@@ -11,19 +11,19 @@ from typing import Literal
 
 import numpy as np
 
+from bdh_conformance.files.vectors import Vector
 from bdh_conformance.yardstick.agreement import Comparison, compare
 from bdh_conformance.yardstick.cases import POOL, Case
 from bdh_conformance.yardstick.reference import Specification, Stepwise
 from bdh_conformance.yardstick.sizes import LONG, Shape
 from bdh_conformance.yardstick.tolerances import NOISE_RUNS, Expectation, expect
 from bdh_spec import Model, Params
+from bdh_spec.dtypes import DTYPES
 from bdh_spec.params import Array
 from bdh_spec.rope import Phase
 
 Observed = dict[str, Array]
 Judge = Callable[[Observed, Case, str, Phase], list[Comparison]]
-WIDE = ("float32", "float64")
-ALL = (*WIDE, "bfloat16", "float16")
 
 LONG_NOISE_RUNS = 3
 
@@ -38,7 +38,7 @@ class Channel:
     verbs: tuple[str, ...]
     observe: Callable[[Model, Case], Observed]
     judge: Judge | None = None  # None: against the specification, with the tolerance of rounding
-    dtypes: tuple[str, ...] = ALL
+    dtypes: tuple[str, ...] = DTYPES
     prepare: Callable[[Case], Case | None] = lambda case: case  # the case as this channel needs it; None: not fit for it
     min_time: int = 1
     reference: Callable[[Model, Case], Observed] | None = None  # the same by a shorter way, where all ways are one
@@ -51,6 +51,10 @@ class Channel:
     partial: bool = False  # asks for more than its verbs where a port claims more
     cost: int = 1  # how many times dearer a case is than one of logits
     smoke: Literal["", "first dtype", "every dtype"] = ""  # whether smoke has time for it
+    vectors: tuple[str, ...] = ("three_heads",)  # the published vectors that smoke reads, by their names
+    published: Callable[[Model, Vector], Observed] | None = None  # what they hold for it; None: their cases are taken alone
+    smoke_weights: str = ""  # other weights than those of the vectors' cases
+    smoke_special: tuple[Case, ...] = ()  # what smoke looks at beside them
     once: bool = False  # looks at choices and not at rounding: the first dtype is enough
     relative: bool = False  # rests on an offset of positions changing nothing, which phases in float32 do not keep
     every_phase: bool = False  # has something to say of phases in which a port is not at home

@@ -22,8 +22,9 @@ from bdh_conformance.channels.loading import claims, loaded_again
 from bdh_conformance.yardstick.agreement import Comparison, compare
 from bdh_conformance.yardstick.cases import Case
 from bdh_conformance.yardstick.reference import Specification
-from bdh_conformance.yardstick.tolerances import Expectation, as_numpy_dtype, expect
+from bdh_conformance.yardstick.tolerances import Expectation, expect
 from bdh_spec import AdamW, BDHConfig, Model, Params
+from bdh_spec.dtypes import numpy_dtype
 from bdh_spec.gradients import gradients
 from bdh_spec.model import loss, readout, run
 from bdh_spec.optimizer import Moments, update
@@ -214,7 +215,7 @@ def surprise(counts: Array, chances: Array) -> float:
 
 def held(case: Case, dtype: str) -> Params:
     """The weights as a port of this dtype holds them, in float64."""
-    return cast(cast(case.params, as_numpy_dtype(dtype)), np.float64)
+    return cast(cast(case.params, numpy_dtype(dtype)), np.float64)
 
 
 @lru_cache(maxsize=64)

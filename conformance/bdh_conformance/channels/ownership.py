@@ -11,8 +11,8 @@ from bdh_conformance.channels.channel import Observed, complaint
 from bdh_conformance.channels.loading import ORIGINS, Origin, claims, load_params
 from bdh_conformance.yardstick.agreement import Comparison
 from bdh_conformance.yardstick.cases import Case
-from bdh_conformance.yardstick.tolerances import as_numpy_dtype
 from bdh_spec import AdamW, Model, Params, State
+from bdh_spec.dtypes import numpy_dtype
 from bdh_spec.params import Array
 from bdh_spec.rope import Phase
 
@@ -129,7 +129,7 @@ def caller_weights(model: Model, case: Case) -> Observed:
     train(model, case)
     seen = beside("weights", case.params, replace(case).params)
     if origin := ORIGINS.get(model):
-        kept = Params(*(weight.astype(as_numpy_dtype(model.dtype)) for weight in replace(case).params))
+        kept = Params(*(weight.astype(numpy_dtype(model.dtype)) for weight in replace(case).params))
         given = Params(*map(adoptable, kept))
         train(load_params(origin, given, case), case)
         seen |= beside("own_dtype", given, kept)

@@ -8,8 +8,8 @@ import numpy as np
 
 from bdh_conformance.channels.channel import Observed, expect_of
 from bdh_conformance.channels.loading import ORIGINS, claims, load_params
-from bdh_conformance.channels.recurrent import by_pair, ragged, read
-from bdh_conformance.yardstick.agreement import Comparison, compare
+from bdh_conformance.channels.recurrent import ragged, read
+from bdh_conformance.yardstick.agreement import Comparison, by_pair, compare
 from bdh_conformance.yardstick.cases import Case
 from bdh_conformance.yardstick.reference import Specification, Stepwise
 from bdh_conformance.yardstick.tolerances import Expectation

@@ -7,6 +7,7 @@ from itertools import accumulate
 import numpy as np
 
 from bdh_conformance.channels.channel import Observed, scalar
+from bdh_conformance.yardstick.agreement import by_pair
 from bdh_conformance.yardstick.cases import Case
 from bdh_conformance.yardstick.sizes import BLOCKS, LONG, in_reads_of, pieces, turns
 from bdh_spec import Model, RecurrentState, State
@@ -50,18 +51,6 @@ def growth(before: RecurrentState, after: RecurrentState) -> Observed:
 def memories(prefix: str, state: RecurrentState) -> Observed:
     """A state's matrices by layer."""
     return {f"{prefix}.layers.{i}.state_by_pair": by_pair(memory) for i, memory in enumerate(state.layers)}
-
-
-def by_pair(memory: Array) -> Array:
-    """A state (B, h, N, D) as (B, h, N/2, 2 D): a row is a pair of neurons.
-
-    Rotation moves the length of a pair from one neuron to the other. What is left of it in one of them can be as small as
-    rounding, and its relative error says nothing.
-    """
-    if not isinstance(memory, np.ndarray) or memory.ndim != 4 or memory.shape[2] % 2:
-        return memory  # no state at all: the comparison says so
-    B, h, N, D = memory.shape
-    return memory.reshape(B, h, N // 2, 2 * D)
 
 
 def observe_decode(model: Model, case: Case) -> Observed:

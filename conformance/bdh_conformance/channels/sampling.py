@@ -3,45 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from bdh_conformance.yardstick.agreement import Comparison
 from bdh_conformance.yardstick.cases import Case
 from bdh_conformance.yardstick.reference import Specification
-from bdh_conformance.yardstick.tolerances import FACTOR, FLOOR, as_numpy_dtype
+from bdh_conformance.yardstick.tolerances import FACTOR, FLOOR
+from bdh_spec.dtypes import numpy_dtype
 from bdh_spec.numpy_backend import NumpyBackend
 from bdh_spec.params import Array, cast
 from bdh_spec.protocol import Model
 from bdh_spec.rope import Phase
-from bdh_spec.sampling import probabilities, sample, uniform
+from bdh_spec.sampling import Sampling, probabilities, sample, uniform
 
-
-class Setting(NamedTuple):
-    """How texts are drawn: ``plus`` is added to the case's seed."""
-
-    temperature: float
-    top_k: int | None
-    plus: int
-
-    @property
-    def name(self) -> str:
-        return f"temperature_{self.temperature}_top_k_{self.top_k}"
-
-
+# How texts are drawn; the case's own seed is added to the seed of each.
 SETTINGS = (
-    Setting(1.0, None, 0),
-    Setting(0.8, 3, 1),
-    Setting(2.0, 0, 2**63),
-    Setting(1.0, 1, 2),
-    Setting(0.0, None, 3),
-    Setting(0.0, 2, 4),
-    Setting(3.0, 2, 5),
-    Setting(1e-6, None, 6),
-    Setting(1e6, None, 7),
-    Setting(1.0, 10**6, 8),
+    Sampling(1.0, None, 0),
+    Sampling(0.8, 3, 1),
+    Sampling(2.0, 0, 2**63),
+    Sampling(1.0, 1, 2),
+    Sampling(0.0, None, 3),
+    Sampling(0.0, 2, 4),
+    Sampling(3.0, 2, 5),
+    Sampling(1e-6, None, 6),
+    Sampling(1e6, None, 7),
+    Sampling(1.0, 10**6, 8),
 )
 PLAIN = SETTINGS[0]
 NEW = 8
@@ -60,26 +49,26 @@ class Difference:
     rounding: float  # how far float32 rounding of the specification moves those edges there
 
 
-def differences(port: Model, reference: Model, prompts: Array, new: int, temperature: float, seed: int) -> list[Difference]:
+def differences(port: Model, reference: Model, prompts: Array, new: int, how: Sampling) -> list[Difference]:
     """Where texts of ``port`` part from those of ``reference``, the float64 specification; prompts (B, T)."""
-    written, expected = (model.generate(prompts, new, temperature, seed=seed) for model in (port, reference))
+    written, expected = (generated(model, prompts, new, how) for model in (port, reference))
     rows = np.flatnonzero((written != expected).any(axis=1))
-    return [part(reference, expected[row], written[row], int(row), temperature, seed) for row in rows]
+    return [part(reference, expected[row], written[row], int(row), how) for row in rows]
 
 
-def part(reference: Model, expected: Array, written: Array, row: int, temperature: float, seed: int) -> Difference:
+def part(reference: Model, expected: Array, written: Array, row: int, how: Sampling) -> Difference:
     """The first difference between two texts, and how close the draw that made it was."""
     position = int(np.argmax(expected != written))
     before = expected[None, :position]
-    edges = cumulative(reference.forward(before)[0, -1], temperature)
-    rounded = cumulative(float32_of(reference).forward(before)[0, -1], temperature)
-    gap = float(np.abs(edges - uniform(seed, position, row)).min())
+    edges = cumulative(reference.forward(before)[0, -1], how)
+    rounded = cumulative(float32_of(reference).forward(before)[0, -1], how)
+    gap = float(np.abs(edges - uniform(how.seed, position, row)).min())
     return Difference(row, position, gap, float(np.abs(edges - rounded).max()))
 
 
-def cumulative(logits: Array, temperature: float) -> Array:
+def cumulative(logits: Array, how: Sampling) -> Array:
     """The edges between candidates, from 0 to 1."""
-    edges: Array = np.cumsum(probabilities(logits, temperature))
+    edges: Array = np.cumsum(probabilities(logits, how))
     return edges
 
 
@@ -88,21 +77,35 @@ def float32_of(reference: Model) -> Model:
     return NumpyBackend().load(reference.params(), reference.config, dtype="float32", phase=reference.phase)
 
 
+def generated(model: Model, tokens: Array, new: int, how: Sampling) -> Array:
+    """Tokens (B, T) and their continuation."""
+    return model.generate(tokens, new, how.temperature, how.top_k, how.seed)
+
+
+def name(setting: Sampling) -> str:
+    """What a report calls the texts of a setting."""
+    return f"temperature_{setting.temperature}_top_k_{setting.top_k}"
+
+
 def written(model: Model, case: Case) -> dict[str, Array]:
     """The texts that a model writes on a case's tokens: by setting, then by each way of asking for the same text."""
-    texts = {setting.name: write(model, case.tokens, NEW, setting, case) for setting in settings(case)}
-    return texts | {name: way(model, case) for name, way in ways(case).items()}
+    texts = {name(setting): write(model, case.tokens, NEW, setting, case) for setting in settings(case)}
+    return texts | {key: way(model, case) for key, way in ways(case).items()}
 
 
-def settings(case: Case) -> tuple[Setting, ...]:
+def settings(case: Case) -> tuple[Sampling, ...]:
     """The settings, and one that keeps exactly as many candidates as there are."""
-    return (*SETTINGS, Setting(1.0, case.config.vocab_size, 9))
+    return (*SETTINGS, Sampling(1.0, case.config.vocab_size, 9))
 
 
-def write(model: Model, tokens: Array, new: int, setting: Setting, case: Case) -> Array:
-    """Tokens (B, T) and their continuation."""
-    written: Array = model.generate(tokens, new, setting.temperature, setting.top_k, case.seed + setting.plus)
-    return written
+def write(model: Model, tokens: Array, new: int, setting: Sampling, case: Case) -> Array:
+    """Tokens (B, T) and their continuation in a setting of this case."""
+    return generated(model, tokens, new, seeded(setting, case))
+
+
+def seeded(setting: Sampling, case: Case) -> Sampling:
+    """A setting with the seed that a case gives it."""
+    return replace(setting, seed=case.seed + setting.seed)
 
 
 def again(model: Model, case: Case) -> Array:
@@ -162,21 +165,20 @@ WAYS: dict[str, Callable[[Model, Case], Array]] = {
 
 def ways(case: Case) -> dict[str, Callable[[Model, Case], Array]]:
     """The ways to ask that a case is fit for: only bytes make letters, and long texts take their time."""
-    unfit = {name for name, fit in (("of_bytes", case.config.vocab_size == 256), ("a_long_text", case.batch == 1)) if not fit}
-    return {name: way for name, way in WAYS.items() if name not in unfit}
+    unfit = {key for key, fit in (("of_bytes", case.config.vocab_size == 256), ("a_long_text", case.batch == 1)) if not fit}
+    return {key: way for key, way in WAYS.items() if key not in unfit}
 
 
 def judge(observed: Mapping[str, Array], case: Case, dtype: str, phase: Phase) -> list[Comparison]:
     """The specification's texts, token by token, except where rounding decides between two candidates (R14)."""
-    held = cast(case.params, as_numpy_dtype(dtype))
+    held = cast(case.params, numpy_dtype(dtype))
     wide, narrow = (Specification(cast(held, d), case.config, phase) for d in (np.float64, np.float32))
-    by_name = {setting.name: setting for setting in settings(case)}
+    by_name = {name(setting): setting for setting in settings(case)}
     compared = []
-    for name, expected in written(wide, case).items():
-        setting = by_name.get(name, PLAIN)
-        text, seed = observed.get(name), case.seed + setting.plus
-        wrong = complaint(text, expected, lambda r, t: excused(wide, narrow, r, t, setting, seed))  # noqa: B023
-        compared.append(Comparison(name, float("inf") if wrong else 0.0, 0.0, wrong))
+    for key, expected in written(wide, case).items():
+        how = seeded(by_name.get(key, PLAIN), case)
+        wrong = complaint(observed.get(key), expected, lambda r, t: excused(wide, narrow, r, t, how))  # noqa: B023
+        compared.append(Comparison(key, float("inf") if wrong else 0.0, 0.0, wrong))
     return compared
 
 
@@ -195,7 +197,7 @@ def describe_array(value: Any) -> str:
     return f"{value.dtype} of shape {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
 
 
-def excused(wide: Model, narrow: Model, row: int, text: Array, setting: Setting, seed: int) -> bool:
+def excused(wide: Model, narrow: Model, row: int, text: Array, how: Sampling) -> bool:
     """Whether rounding of the logits could have chosen the last token of this text (T,).
 
     Logits that tie exactly stay tied: rounding moves equal numbers alike.
@@ -203,6 +205,6 @@ def excused(wide: Model, narrow: Model, row: int, text: Array, setting: Setting,
     before, position = text[None, :-1], len(text) - 1
     exact, rounded = (model.forward(before)[0, -1].astype(np.float64) for model in (wide, narrow))
     reach = FACTOR["float32"] * np.abs(rounded - exact).max() + FLOOR * np.abs(exact).max()
-    ids, draw, rng = np.unique(exact, return_inverse=True)[1], uniform(seed, position, row), np.random.default_rng(seed)
+    ids, draw, rng = np.unique(exact, return_inverse=True)[1], uniform(how.seed, position, row), np.random.default_rng(how.seed)
     moved = (exact + rng.uniform(-reach, reach, exact.size)[ids] for _ in range(PERTURBATIONS))
-    return any(sample(logits, draw, setting.temperature, setting.top_k) == text[-1] for logits in moved)
+    return any(sample(logits, draw, how) == text[-1] for logits in moved)

@@ -14,9 +14,10 @@ import click
 from bdh_conformance.adversaries.diagnosis import say
 from bdh_conformance.adversaries.mistakes import Mistake
 from bdh_conformance.files.check import AGREES, DIFFERS, NOT_CLAIMED, CaseReport, Verdict, branch_of, check, diagnosis
-from bdh_conformance.files.vectors import DTYPES, VERSION, export, export_cases
+from bdh_conformance.files.vectors import VERSION, export, export_cases
 from bdh_conformance.yardstick.agreement import headline
 from bdh_spec import BDHError
+from bdh_spec.dtypes import WIDE
 
 Diagnosis: TypeAlias = list[list[Mistake]] | None
 
@@ -42,7 +43,7 @@ def export_command(folder: Path, version: str, texts: tuple[str, ...]) -> None:
 @vectors.command("check")
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 @click.argument("outputs", type=click.Path(path_type=Path), metavar="OUTPUTS")
-@click.option("--dtype", type=click.Choice(DTYPES), help="What the port computes in.  [default: the dtype of each file]")
+@click.option("--dtype", type=click.Choice(WIDE), help="What the port computes in.  [default: the dtype of each file]")
 @click.option("--json", "as_json", is_flag=True, help="Every tensor's verdict, machine readable.")
 def check_command(folder: Path, outputs: Path, dtype: str | None, as_json: bool) -> None:
     """Judge what a port wrote to OUTPUTS/CASE/ against the vectors in DIR: exit 1 if anything differs."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 
 import numpy as np
@@ -38,15 +37,6 @@ def gradients(model: Model, vector: Vector) -> dict[str, Array]:
 
 
 def decode(model: Model, vector: Vector) -> dict[str, Array]:
+    """The texts that are read on from a state: for ports that import one."""
     texts = {start: vectors.decode(model, vector, start) for start in vector.starts}
     return vectors.paired({f"decode.{start}.{name}": value for start, text in texts.items() for name, value in text.items()})
-
-
-# By channel. Decoding a vector imports a state, so it counts as the channel that may.
-OBSERVE: dict[str, Callable[[Model, Vector], dict[str, Array]]] = {
-    "logits": logits,
-    "traces": traces,
-    "loss": loss,
-    "gradients": gradients,
-    "states": decode,
-}

@@ -18,22 +18,22 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 import bdh_spec
-from bdh_conformance.channels.recurrent import by_pair
+from bdh_conformance.yardstick.agreement import by_pair
 from bdh_conformance.yardstick.cases import Case
 from bdh_conformance.yardstick.reference import Specification
 from bdh_conformance.yardstick.tolerances import FLOAT64, FLOOR, Expectation, expect, honest
 from bdh_spec import SPEC_VERSION, BDHConfig, BDHError, Model, Params, RecurrentState
+from bdh_spec.dtypes import WIDE
 from bdh_spec.files import read_safetensors, write_safetensors
 from bdh_spec.model import init_state
 from bdh_spec.params import Array
 from bdh_spec.rope import Phase, frequencies, rotation
-from bdh_spec.sampling import sample, uniform
+from bdh_spec.sampling import Sampling, sample, uniform
 
 SCHEMA = 1
 VERSION = "1.0"  # the newest published set
 PUBLISHED = Path(__file__).parent / "published"
 SUFFIXES = {"f32": "<f4", "f64": "<f8", "i32": "<i4", "i64": "<i8", "u64": "<u8"}
-DTYPES = ("float32", "float64")
 
 # Where a float32 product loses the phase, where float32 stops counting, and the last position there is.
 POSITIONS = (0, 1, 10**4, 10**6, 2**24 + 1, 2**40 + 12345, 2**63 - 1)
@@ -80,7 +80,7 @@ class Vector(Case):
 
 @dataclass(frozen=True)
 class Judged:
-    """A vector and, for each of DTYPES, what a port of that dtype must compute."""
+    """A vector and, for each of WIDE, what a port of that dtype must compute."""
 
     vector: Vector
     expected: Mapping[str, Mapping[str, Expectation]]  # by tensor, by dtype
@@ -164,12 +164,12 @@ def decode(model: Model, vector: Vector, start: int) -> dict[str, Array]:
 def in_pairs(judged: Judged) -> Judged:
     """The same with each state judged by pairs of neurons, as NAME_by_pair: see ``by_pair``."""
     vector = judged.vector
-    found = {dtype: expect(lambda p: states(p, vector), vector.params, dtype) for dtype in DTYPES}
+    found = {dtype: expect(lambda p: states(p, vector), vector.params, dtype) for dtype in WIDE}
 
     def expected(name: str, published: Mapping[str, Expectation]) -> Mapping[str, Expectation]:
         if not is_state(name):
             return published
-        return {dtype: narrower(published[dtype], found[dtype][paired_name(name)]) for dtype in DTYPES}
+        return {dtype: narrower(published[dtype], found[dtype][paired_name(name)]) for dtype in WIDE}
 
     return Judged(vector, {paired_name(name): expected(name, by_dtype) for name, by_dtype in judged.expected.items()})
 
@@ -206,9 +206,9 @@ def is_state(name: str) -> bool:
 
 def judge(vector: Vector) -> Judged:
     """What today's specification says of a vector, and how far off each dtype may be."""
-    by_dtype = {dtype: {**phases(vector, dtype), **computed(vector, dtype), **sampled(vector, dtype)} for dtype in DTYPES}
+    by_dtype = {dtype: {**phases(vector, dtype), **computed(vector, dtype), **sampled(vector, dtype)} for dtype in WIDE}
     names = by_dtype["float64"]
-    return Judged(vector, {name: {dtype: by_dtype[dtype][name] for dtype in DTYPES} for name in names})
+    return Judged(vector, {name: {dtype: by_dtype[dtype][name] for dtype in WIDE} for name in names})
 
 
 def phases(vector: Vector, dtype: str) -> dict[str, Expectation]:
@@ -246,8 +246,8 @@ def sampled(vector: Vector, dtype: str) -> dict[str, Expectation]:
     lines = list(zip(*(vector.inputs[f"sampling.{name}"] for name in names), strict=True))
     uniforms = [uniform(int(seed), int(position), int(row)) for *_, seed, position, row in lines]
     tokens = [
-        sample(logits, draw, temperature, int(top_k))
-        for (logits, temperature, top_k, *_), draw in zip(lines, uniforms, strict=True)
+        sample(logits, draw, Sampling(temperature, int(top_k), int(seed)))
+        for (logits, temperature, top_k, seed, *_), draw in zip(lines, uniforms, strict=True)
     ]
     rounding = 0.0 if dtype == "float64" else FLOOR
     return {

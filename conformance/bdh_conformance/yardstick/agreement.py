@@ -143,3 +143,15 @@ def place(stage: str, at: list[int]) -> str:
 def first(where: Array) -> list[int]:
     """The index of the first true value."""
     return [int(i) for i in np.argwhere(where)[0]]
+
+
+def by_pair(memory: Array) -> Array:
+    """A state (B, h, N, D) as (B, h, N/2, 2 D): a row is a pair of neurons.
+
+    Rotation moves the length of a pair from one neuron to the other. What is left of it in one of them can be as small as
+    rounding, and its relative error says nothing.
+    """
+    if not isinstance(memory, np.ndarray) or memory.ndim != 4 or memory.shape[2] % 2:
+        return memory  # no state at all: the comparison says so
+    B, h, N, D = memory.shape
+    return memory.reshape(B, h, N // 2, 2 * D)

@@ -18,10 +18,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from bdh_conformance.yardstick.noise import FLOAT32, Noisy, Precision, plain
+from bdh_spec.dtypes import numpy_dtype
 from bdh_spec.params import Array, Params, cast
 
 # Weights of a fresh model leave float16's normal numbers (above 2^-14) in the decoder's products.
@@ -85,7 +85,7 @@ def expect(
     >>> expect(lambda p: {"sum": p.embed + p.embed}, Params(*[np.ones((1, 2))] * 5), "float64")["sum"].allowed
     1e-10
     """
-    held = cast(cast(params, as_numpy_dtype(dtype)), np.float64)
+    held = cast(cast(params, numpy_dtype(dtype)), np.float64)
     references = run(held)
     single = run(cast(held, np.float32))
     if dtype == "float64" and all(error(single[name], reference) < TAME for name, reference in references.items()):
@@ -152,8 +152,3 @@ def norms(values: Array) -> Array:
     largest = np.max(np.abs(wide), axis=axes, keepdims=True, initial=0)
     scale = np.where(largest > 0, largest, 1)  # squares of tiny slopes would underflow
     return np.sqrt(np.sum((wide / scale) ** 2, axis=axes)) * np.squeeze(scale, axis=axes)
-
-
-def as_numpy_dtype(name: str) -> np.dtype[np.floating]:
-    """A dtype by its protocol name, bfloat16 included."""
-    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
