@@ -1,8 +1,8 @@
 """One layer, R3 to R9, that never holds all neurons: heads one after the other, their neurons in blocks.
 
-The same function as ``layer.gated``, which is the one to read beside the specification. There a dozen tensors (B, nh, T, N) pass
-through memory; here what is that wide lives for one head, and is worked on while a block of it is in the cache. A gradient keeps
-of a layer what has no axis N, and computes the rest again.
+The same function as ``layer.layer``, the form to read beside the specification. There a dozen tensors (B, nh, T, N) pass
+through memory; here what is that wide lives for one head, and is worked on while a block of it is in the cache. A gradient
+keeps of a layer what has no axis N, and computes the rest again.
 
 A text is cut into chunks. Within one, tokens see one another by scores; what came before, they see through the state (R13), of
 which again one block is at hand. A text of one chunk is read in the parallel form; the cost of more grows by the chunk.
@@ -15,12 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bdh_torch.layer import Weights, layer_norm, wide
+from bdh_torch.rope import Rotations
 
 BLOCK = 2**21  # bytes of a block of neurons: what a core keeps near it
 TOGETHER = 512  # rows of short texts that are read at once
@@ -28,16 +30,6 @@ PIECE = 2048  # rows of a long text whose neurons wait for the gate: their atten
 STEP = 128  # rows whose scores are computed at once, up to their own diagonal
 
 _threshold = torch.ops.aten.threshold_backward  # the slope of a relu, given what it returned
-
-
-class Rotations(NamedTuple):
-    """Phases as one complex number per pair of neurons: of the first chunk's positions, and how far each chunk is further on.
-
-    Phases are relative: those of a position are those of its place in the chunk, turned on by the chunk's.
-    """
-
-    local: Tensor  # C N/2
-    shifts: Tensor  # chunks N/2, the first of which is no turn
 
 
 @dataclass(frozen=True)
@@ -64,7 +56,7 @@ class Rows:
 
     def by_text(self, values: Tensor) -> Tensor:
         """Rows (R, K) as (G, C, K)."""
-        return values.unflatten(0, (self.texts, -1))
+        return torch.unflatten(values, 0, (self.texts, -1))
 
 
 def groups(B: int, T: int, chunk: int) -> Iterator[tuple[slice, slice, Rows]]:
@@ -91,16 +83,21 @@ def gated(
     blank: bool = False,
     dropout: float = 0.0,
 ) -> Tensor:
-    """x (B, T, D) to what the decoder returns, (B, T, D): all of a layer but the last two norms.
+    """x (B, T, D) to what the decoder returns, (B, T, D): all of a layer but its last two norms.
 
-    ``memory`` (h*B, N, D) is the layer's state, updated in place; ``blank`` says that nothing was written to it yet. It knows of
-    no gradient.
+    ``memory`` (h*B, N, D) is the layer's state, which is updated in place, and then no gradient is recorded; ``blank`` says
+    that nothing was written to it yet.
     """
-    if memory is not None or not torch.is_grad_enabled():
-        decoded, _, _ = _read(x, weights, rotations, chunk, memory, blank, _Dropout.drawn(dropout, x.device), keeps=False)
-        return decoded
-    decoded = _Gated.apply(x, *weights, rotations, chunk, dropout)  # type: ignore[no-untyped-call]  # PyTorch has not typed it
-    return decoded
+    drop = _Dropout(dropout, int(torch.randint(2**62, ()))) if dropout else None  # so that torch.manual_seed decides
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        narrow = torch.get_autocast_dtype(device)
+        x, weights = x.to(narrow), Weights(*(weight.to(narrow) for weight in weights))
+    with torch.autocast(device, enabled=False):
+        if memory is None and torch.is_grad_enabled():
+            decoded: Tensor = _Gated.apply(x, *weights, rotations, chunk, drop)  # type: ignore[no-untyped-call]
+            return decoded
+        return _read(x, weights, rotations, chunk, drop, memory, blank=blank)[0]
 
 
 @dataclass(frozen=True)
@@ -110,14 +107,10 @@ class _Dropout:
     p: float
     seed: int
 
-    @staticmethod
-    def drawn(p: float, device: torch.device) -> _Dropout | None:
-        """With a seed from PyTorch's generator, so that ``torch.manual_seed`` decides what is dropped."""
-        return _Dropout(p, int(torch.randint(2**62, ()))) if p else None
-
-    def mask(self, shape: Sequence[int], like: Tensor, head: int, place: int) -> Tensor:
+    def mask(self, shape: Sequence[int], like: Tensor, head: int, row: int) -> Tensor:
         """0, or 1/(1-p) where a value is kept."""
-        generator = torch.Generator(like.device).manual_seed((self.seed + (head << 40) + place) % 2**63)
+        (seed,) = np.random.SeedSequence((self.seed, head, row)).generate_state(1)  # all that a generator on a CPU reads of one
+        generator = torch.Generator(like.device).manual_seed(int(seed))
         return like.new_empty(shape).bernoulli_(1 - self.p, generator=generator).div_(1 - self.p)
 
 
@@ -126,76 +119,83 @@ def _read(
     weights: Weights,
     rotations: Rotations,
     chunk: int,
-    memory: Tensor | None,
-    blank: bool,
     dropout: _Dropout | None,
+    memory: Tensor | None,
     *,
-    keeps: bool,
-) -> tuple[Tensor, Tensor | None, list[Tensor]]:
-    """What the decoder returns; and what a gradient needs, if it is to be kept: attention (h, B*T, D), and scores by head and group."""
-    (B, T, D), (nh, _, N) = x.shape, weights.encoder.shape
+    blank: bool,
+    keeps: bool = False,
+) -> tuple[Tensor, list[Tensor]]:
+    """What the decoder returns, and what a gradient keeps, if it does: attention and scores of each group of texts and head."""
+    (B, T, D), nh = x.shape, len(weights.encoder)
     rows_of_x = x.reshape(B * T, D)
-    decoded = rows_of_x.new_zeros(B * T, D, dtype=wide(x.dtype))
-    attention, kept = decoded.new_empty(nh, B * T, D) if keeps else None, []
+    decoded, kept = x.new_zeros(B * T, D, dtype=wide(x.dtype)), []
     for texts, span, rows in groups(B, T, chunk):
         for h in range(nh):
-            state = None if memory is None else memory.unflatten(0, (nh, B))[h, texts]
-            seen, scores = _read_head(rows_of_x[span], weights, h, rotations, rows, state, blank, dropout, span, decoded[span])
-            if attention is not None:
-                attention[h, span] = seen
-                kept.append(scores)
-    return decoded.view(B, T, D), attention, kept
+            head = _Head(rows_of_x[span], weights, h, rotations, rows, dropout, span.start)
+            state = None if memory is None else torch.unflatten(memory, 0, (nh, B))[h, texts]  # G N D
+            attention, scores = head.read(decoded[span], state, blank=blank)
+            kept += [attention, scores] if keeps else []
+    return decoded.view(B, T, D), kept
 
 
-def _read_head(
-    x: Tensor,
-    weights: Weights,
-    h: int,
-    rotations: Rotations,
-    rows: Rows,
-    state: Tensor | None,
-    blank: bool,
-    dropout: _Dropout | None,
-    span: slice,
-    decoded: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """One head of some texts: its attention (R, D) and scores, and its part of ``decoded``, which is added there."""
-    N, D = weights.encoder.shape[2], x.shape[1]
-    if state is None and rows.time > rows.chunk:
-        state, blank = x.new_zeros(1, N, D, dtype=wide(x.dtype)), True
-    attention = x.new_zeros(x.shape, dtype=wide(x.dtype))
-    all_scores = x.new_zeros(len(rows.all_chunks()), rows.texts, rows.chunk, rows.chunk, dtype=wide(x.dtype))
-    v = x.to(wide(x.dtype))
-    for start, stop in rows.pieces():
-        neurons = x.new_empty(stop - start, N)
-        for block in blocks(N, rows.texts * rows.chunk, x.element_size()):
-            for number, part in rows.chunks(start, stop):
-                own = neurons[part.start - start : part.stop - start, block]
-                torch.mm(x[part], weights.encoder[h, :, block], out=own).relu_()  # R n  R3
-                rotated = rotate(own, rotations, number, block, rows.texts)  # G C n  R4
-                _add_scores(all_scores[number], rotated)
-                if state is not None:
-                    _see_and_remember(state[:, block], rotated, v[part], attention[part], rows, sees=number > 0 or not blank)
-        for number, part in rows.chunks(start, stop):
-            C = (part.stop - part.start) // rows.texts
-            scores = all_scores[number, :, :C, :C].tril_(-1)  # G C C  R5
-            rows.by_text(attention[part]).add_(scores.to(x.dtype) @ rows.by_text(x[part]))
-        yKV = layer_norm(attention[start:stop]).to(x.dtype)  # R6
-        for number, part in rows.chunks(start, stop):
-            own = neurons[part.start - start : part.stop - start]
-            for block in blocks(N, part.stop - part.start, x.element_size()):
-                gate = torch.mm(yKV[part.start - start : part.stop - start], weights.encoder_v[h, :, block]).relu_()  # R n  R7
-                own[:, block].mul_(gate)
-            if dropout:
-                own.mul_(dropout.mask(own.shape, own, h, span.start + part.start))  # R8
-            _add_product(decoded[part], own, weights.decoder[h * N : (h + 1) * N])  # R9
-    return attention, all_scores.to(x.dtype)
+class _Head:
+    """One head of texts that are read together, and what it computes of them."""
+
+    def __init__(
+        self, x: Tensor, weights: Weights, h: int, rotations: Rotations, rows: Rows, dropout: _Dropout | None, first: int
+    ) -> None:
+        self.N = weights.encoder.shape[2]
+        self.x, self.h, self.rotations, self.rows, self.dropout, self.first = x, h, rotations, rows, dropout, first
+        self.v = x.to(wide(x.dtype))  # R D
+        self.encoder, self.encoder_v = weights.encoder[h], weights.encoder_v[h]  # D N
+        self.decoder = weights.decoder[h * self.N : (h + 1) * self.N]  # N D
+        self.blocks = blocks(self.N, rows.texts * rows.chunk, x.element_size())
+
+    def read(self, decoded: Tensor, state: Tensor | None, *, blank: bool) -> tuple[Tensor, Tensor]:
+        """Attention (R, D) and scores (chunks, G, C, C); what the decoder makes of this head is added to ``decoded``."""
+        rows = self.rows
+        if state is None and rows.time > rows.chunk:
+            state, blank = self.v.new_zeros(1, self.N, self.v.shape[1]), True
+        attention = torch.zeros_like(self.v)
+        scores = self.v.new_zeros(len(rows.all_chunks()), rows.texts, rows.chunk, rows.chunk)
+        for start, stop in rows.pieces():
+            neurons = self.x.new_empty(stop - start, self.N)
+            chunks = [
+                (number, part, neurons[part.start - start : part.stop - start]) for number, part in rows.chunks(start, stop)
+            ]
+            for block in self.blocks:
+                for number, part, own in chunks:
+                    rotated = self.excite(part, own, number, block)
+                    _add_scores(scores[number], rotated)
+                    if state is not None:
+                        seen = None if blank and not number else rows.by_text(attention[part])
+                        _see_and_remember(state[:, block], rotated, rows.by_text(self.v[part]), seen)
+            for number, part, own in chunks:
+                C = (part.stop - part.start) // rows.texts
+                similar = scores[number, :, :C, :C].tril_(-1).to(self.x.dtype)  # G C C  R5
+                rows.by_text(attention[part]).add_(similar @ rows.by_text(self.x[part]))
+                self.gate(part, own, attention[part])
+                _add_product(decoded[part], own, self.decoder)  # R9
+        return attention, scores.to(self.x.dtype)
+
+    def excite(self, part: slice, own: Tensor, number: int, block: slice) -> Tensor:
+        """The neurons of a block, written to ``own`` (R, N), and turned, (G, C, n) (R3, R4)."""
+        neurons = torch.mm(self.x[part], self.encoder[:, block], out=own[:, block]).relu_()
+        return rotate(neurons, self.rotations, number, block, self.rows.texts)
+
+    def gate(self, part: slice, own: Tensor, attention: Tensor) -> None:
+        """Multiply neurons ``own`` (R, N) by what the attention opens of them, and drop some (R6 to R8)."""
+        yKV = layer_norm(attention).to(own.dtype)
+        for block in self.blocks:
+            own[:, block].mul_(torch.mm(yKV, self.encoder_v[:, block]).relu_())
+        if self.dropout:
+            own.mul_(self.dropout.mask(own.shape, own, self.h, self.first + part.start))
 
 
 def rotate(neurons: Tensor, rotations: Rotations, number: int, block: slice, texts: int, *, back: bool = False) -> Tensor:
     """Neurons (R, n) or (G, C, n) of a chunk, each pair turned by its phase (R4) or turned back: (G, C, n)."""
-    by_text = neurons if neurons.ndim == 3 else neurons.unflatten(0, (texts, -1))  # G C n
-    pairs = torch.view_as_complex(by_text.to(wide(neurons.dtype)).unflatten(-1, (-1, 2)))  # G C n/2
+    by_text = neurons if neurons.ndim == 3 else torch.unflatten(neurons, 0, (texts, -1))  # G C n
+    pairs = torch.view_as_complex(torch.unflatten(by_text.to(wide(neurons.dtype)), -1, (-1, 2)))  # G C n/2
     half = slice(block.start // 2, block.stop // 2)
     table = rotations.local[: pairs.shape[1], half]
     turned = pairs * (table.conj() if back else table)
@@ -213,12 +213,12 @@ def _add_scores(scores: Tensor, rotated: Tensor) -> None:
         _add_product(scores[:, first:last, :last], rotated[:, first:last], rotated[:, :last].mT)
 
 
-def _see_and_remember(state: Tensor, rotated: Tensor, v: Tensor, attention: Tensor, rows: Rows, *, sees: bool) -> None:
-    """Read a block of the state, (G, n, D), then write to it (R13)."""
-    queries = rotated.to(state.dtype)
-    if sees:
-        _add_product(rows.by_text(attention), queries, state)
-    _add_product(state, queries.mT, rows.by_text(v))
+def _see_and_remember(state: Tensor, rotated: Tensor, v: Tensor, attention: Tensor | None) -> None:
+    """Add to the attention what a block of the state, (G, n, D), holds for these tokens; then write them to it (R13)."""
+    rotated = rotated.to(state.dtype)
+    if attention is not None:
+        _add_product(attention, rotated, state)
+    _add_product(state, rotated.mT, v)
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
@@ -234,7 +234,7 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 class _Gated(torch.autograd.Function):
-    """``gated`` at the start of a text, with its gradient (R15)."""
+    """``gated`` from the start of a text on, with its gradient (R15)."""
 
     @staticmethod
     def forward(
@@ -245,73 +245,60 @@ class _Gated(torch.autograd.Function):
         decoder: Tensor,
         rotations: Rotations,
         chunk: int,
-        dropout: float,
+        dropout: _Dropout | None,
     ) -> Tensor:
-        weights, ctx.chunk, ctx.dropout = Weights(encoder, encoder_v, decoder), chunk, _Dropout.drawn(dropout, x.device)
-        decoded, attention, scores = _read(x, weights, rotations, chunk, None, True, ctx.dropout, keeps=True)
-        ctx.save_for_backward(x, *weights, *rotations, attention, *scores)
+        weights, ctx.chunk, ctx.dropout = Weights(encoder, encoder_v, decoder), chunk, dropout
+        decoded, kept = _read(x, weights, rotations, chunk, dropout, None, blank=True, keeps=True)
+        ctx.save_for_backward(x, *weights, *rotations, *kept)
         return decoded
 
     @staticmethod
     @torch.autograd.function.once_differentiable
+    @torch.autocast("cpu", enabled=False)
+    @torch.autocast("cuda", enabled=False)
     def backward(ctx: Any, d_decoded: Tensor) -> tuple[Tensor | None, ...]:
-        x, encoder, encoder_v, decoder, local, shifts, attention, *scores = ctx.saved_tensors
+        x, encoder, encoder_v, decoder, local, shifts, *kept = ctx.saved_tensors
         weights, rotations = Weights(encoder, encoder_v, decoder), Rotations(local, shifts)
-        (B, T, D), nh = x.shape, len(encoder)
+        (B, T, D), remembered = x.shape, iter(kept)
         d_weights = Weights(*(torch.zeros_like(weight, dtype=wide(weight.dtype)) for weight in weights))
         d_x = x.new_zeros(B * T, D, dtype=wide(x.dtype))
         rows_of_x, rows_of_d = x.reshape(B * T, D), d_decoded.reshape(B * T, D).to(x.dtype)
-        kept = iter(scores)
         for _, span, rows in groups(B, T, ctx.chunk):
-            for h in range(nh):
-                head = _Head(rows_of_x[span], weights, d_weights, h, rotations, rows, ctx.dropout, span.start)
-                d_attention = head.undo_gate(rows_of_d[span], attention[h, span])
-                head.undo_attention(d_attention, next(kept), d_x[span])
+            for h in range(len(encoder)):
+                head = _Backward(rows_of_x[span], weights, h, rotations, rows, ctx.dropout, span.start).into(d_weights)
+                d_attention = head.undo_gate(rows_of_d[span], next(remembered))
+                head.undo_attention(d_attention, next(remembered), d_x[span])
         slopes = (slope.to(weight.dtype) for slope, weight in zip(d_weights, weights, strict=True))
         return d_x.view(B, T, D).to(x.dtype), *slopes, None, None, None
 
 
-class _Head:
-    """The gradient of one head of some texts. ``neurons`` are x_sparse again, ``waiting`` their slopes by way of the gate."""
+class _Backward(_Head):
+    """The gradient of one head. ``neurons`` (R, N) are x_sparse once more, ``waiting`` their slopes by way of the gate."""
 
-    def __init__(
-        self,
-        x: Tensor,
-        weights: Weights,
-        d_weights: Weights,
-        h: int,
-        rotations: Rotations,
-        rows: Rows,
-        dropout: _Dropout | None,
-        place: int,
-    ) -> None:
-        N = weights.encoder.shape[2]
-        self.x, self.h, self.rotations, self.rows, self.dropout, self.place = x, h, rotations, rows, dropout, place
-        self.encoder, self.encoder_v = weights.encoder[h], weights.encoder_v[h]  # D N
-        self.decoder = weights.decoder[h * N : (h + 1) * N]  # N D
-        self.d_encoder, self.d_encoder_v = d_weights.encoder[h], d_weights.encoder_v[h]
-        self.d_decoder = d_weights.decoder[h * N : (h + 1) * N]
-        self.neurons, self.waiting = x.new_empty(len(x), N), x.new_empty(len(x), N)
-        self.blocks = blocks(N, rows.texts * rows.chunk, x.element_size())
+    def into(self, d_weights: Weights) -> _Backward:
+        """Add the slopes of this head's weights to these."""
+        self.d_encoder, self.d_encoder_v = d_weights.encoder[self.h], d_weights.encoder_v[self.h]
+        self.d_decoder = d_weights.decoder[self.h * self.N : (self.h + 1) * self.N]
+        self.neurons, self.waiting = self.x.new_empty(len(self.x), self.N), self.x.new_empty(len(self.x), self.N)
+        return self
 
     def undo_gate(self, d_decoded: Tensor, attention: Tensor) -> Tensor:
         """Undo R9 to R6: the slope in the attention, (R, D)."""
-        yKV = layer_norm(attention).to(self.x.dtype)
-        d_yKV = torch.zeros_like(attention)
+        yKV, d_yKV = layer_norm(attention).to(self.x.dtype), torch.zeros_like(attention)
         for _, part in self.rows.all_chunks():
-            shape = (part.stop - part.start, self.neurons.shape[1])
-            mask = self.dropout.mask(shape, self.neurons, self.h, self.place + part.start) if self.dropout else None
+            neurons = self.neurons[part]
+            mask = self.dropout.mask(neurons.shape, neurons, self.h, self.first + part.start) if self.dropout else None
             for block in self.blocks:
-                x_sparse = torch.mm(self.x[part], self.encoder[:, block], out=self.neurons[part, block]).relu_()
+                x_sparse = torch.mm(self.x[part], self.encoder[:, block], out=neurons[:, block]).relu_()
                 y_sparse = torch.mm(yKV[part], self.encoder_v[:, block]).relu_()
-                d_xy = torch.mm(d_decoded[part], self.decoder[block].T)
                 xy_sparse = x_sparse * y_sparse
+                d_xy = torch.mm(d_decoded[part], self.decoder[block].T)
                 if mask is not None:
-                    d_xy.mul_(mask[:, block])
                     xy_sparse.mul_(mask[:, block])
+                    d_xy.mul_(mask[:, block])
                 _add_product(self.d_decoder[block], xy_sparse.T, d_decoded[part])
                 torch.mul(d_xy, y_sparse, out=self.waiting[part, block])
-                d_before = _threshold(d_xy.mul_(x_sparse), y_sparse, 0)
+                d_before = _threshold(d_xy.mul_(x_sparse), y_sparse, 0)  # before the relu
                 _add_product(self.d_encoder_v[:, block], yKV[part].T, d_before)
                 _add_product(d_yKV[part], d_before, self.encoder_v[:, block].T)
         return _undo_norm(attention, d_yKV)
@@ -332,7 +319,7 @@ class _Head:
     def _undo_block(
         self, block: slice, chunks: list[tuple[int, slice]], sides: list[Tensor], d_attention: Tensor, d_x: Tensor
     ) -> None:
-        rows, x = self.rows, self.x.to(d_x.dtype)
+        rows, x = self.rows, self.v
         rotated = [rotate(self.neurons[part, block], self.rotations, number, block, rows.texts) for number, part in chunks]
         states = self._states(rotated, chunks, x)
         d_state = None
