@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 HF_TESTS := .venv/transformers-tests
+TOOLS := .venv/release-tools
 
-.PHONY: demo test conform conformance-score lint clean
+.PHONY: demo test conform conformance-score lint lock dist sbom licences audit versions workflows clean
 
 demo: .venv/.ready
 	@$(BIN)/python examples/demo.py
@@ -26,11 +27,44 @@ lint: .venv/.ready
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# What is locked, by hash: versions are chosen in constraints.txt.
+lock: $(TOOLS)/.ready
+	@PATH="$(CURDIR)/$(TOOLS)/bin:$$PATH" $(BIN)/python .ci/lock
+
+# The last commit as a source distribution and a wheel, built twice and compared byte for byte.
+dist: .venv/.ready
+	@.ci/dist
+
+# Every package that is installed for `make test`, with its licence.
+sbom: $(TOOLS)/.ready
+	@mkdir -p dist
+	@$(TOOLS)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible --of JSON -o dist/bdh-spec.cdx.json
+
+licences: $(TOOLS)/.ready
+	@$(TOOLS)/bin/pip-licenses --python $(BIN)/python --from mixed --format plain --partial-match \
+	  --fail-on 'GPL;General Public License;SSPL;Commons Clause;Proprietary;UNKNOWN'
+
+# Needs a service that knows of vulnerabilities: a package that it cannot tell about is a failure.
+audit: $(TOOLS)/.ready
+	@$(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes -r requirements.lock
+
+versions: $(TOOLS)/.ready
+	@PATH="$(CURDIR)/$(TOOLS)/bin:$$PATH" .ci/versions $(ENVIRONMENTS)
+
+workflows: $(TOOLS)/.ready
+	@$(TOOLS)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+
 .venv/.ready: pyproject.toml constraints.txt
 	@echo "Installing NumPy, PyTorch, MLX, JAX and transformers for the CPU into .venv: a few minutes the first time" >&2
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed: make PYTHON=python3.12" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
+	@touch $@
+
+$(TOOLS)/.ready: .ci/release-tools.lock .venv/.ready
+	@rm -rf $(TOOLS)
+	@$(BIN)/python -m venv $(TOOLS)
+	@$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .ci/release-tools.lock
 	@touch $@
 
 # The source distribution of transformers carries the tests of its own models, which are run on ours.
@@ -41,4 +75,4 @@ $(HF_TESTS)/.ready: .venv/.ready
 	@touch $@
 
 clean:
-	rm -rf .venv demo-output
+	rm -rf .venv demo-output dist

@@ -14,16 +14,19 @@ from bdh_spec.errors import (
     CheckpointError,
     ConfigError,
     ForeignTokensWarning,
+    OptimizerError,
+    OwnFrequenciesWarning,
     ParamsError,
     SamplingError,
     StateError,
     TokensError,
 )
 from bdh_spec.model import RecurrentState
-from bdh_spec.optimizer import AdamW
+from bdh_spec.optimizer import AdamW, OptimizerState
 from bdh_spec.params import Params, fingerprint, init
-from bdh_spec.protocol import Backend, Capabilities, Model, State
+from bdh_spec.protocol import Backend, Batch, Capabilities, Model, Optimizer, State
 from bdh_spec.registry import PortReport, backends, choose, get_backend, load, read
+from bdh_spec.rope import Frequencies
 
 __version__ = "0.1.0"
 
@@ -34,12 +37,18 @@ __all__ = [
     "BDHError",
     "Backend",
     "BackendUnavailable",
+    "Batch",
     "Capabilities",
     "CapabilityError",
     "CheckpointError",
     "ConfigError",
     "ForeignTokensWarning",
+    "Frequencies",
     "Model",
+    "Optimizer",
+    "OptimizerError",
+    "OptimizerState",
+    "OwnFrequenciesWarning",
     "Params",
     "ParamsError",
     "PortReport",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,22 @@ from bdh_spec.errors import CheckpointError
 from bdh_spec.files import read_safetensors, reading, shown, write_safetensors
 from bdh_spec.model import RecurrentState
 from bdh_spec.params import Array, Params, check_params
+from bdh_spec.rope import Frequencies
 
 SPEC_VERSION = "1.0"
 FORMAT, STATE_FORMAT = "bdh", "bdh-state"
+FREQS = "freqs"  # the tensor (N,) of a model that brings its own frequencies
 EMBEDDED = Path(__file__).parent / "checkpoints" / "hatchling.safetensors"
 
 
 def save(path: str | Path, params: Params, config: BDHConfig) -> None:
-    """Write the five weights in the dtype they have, with the whole configuration in the file's metadata."""
+    """Write the five weights in the dtype they have, and the model's own frequencies if it brings any.
+
+    The whole configuration stands in the file's metadata.
+    """
     check_params(params, config)
-    write_safetensors(Path(path), params._asdict(), metadata(config))
+    own = {} if config.freqs is None else {FREQS: config.freqs.array}
+    write_safetensors(Path(path), {**params._asdict(), **own}, metadata(config))
 
 
 def read(path: str | Path) -> tuple[Params, BDHConfig]:
@@ -31,10 +38,13 @@ def read(path: str | Path) -> tuple[Params, BDHConfig]:
     with reading(Path(path)):
         tensors, about = read_safetensors(Path(path))
         _demand_format(path, about, FORMAT)
+        own = tensors.pop(FREQS, None)
         if set(tensors) != set(Params._fields):
             names = shown(", ".join(sorted(tensors)), 200)
             raise CheckpointError(f"{path} holds {names}: a canonical file holds {', '.join(Params._fields)}")
         config = BDHConfig.from_dict(json.loads(about["config"]))
+        if own is not None:
+            config = replace(config, freqs=Frequencies(own))
         return check_params(Params(**tensors), config), config
 
 

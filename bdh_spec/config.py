@@ -1,13 +1,16 @@
-"""The six numbers that make a BDH model."""
+"""The six numbers that make a BDH model, and the frequencies that a model may bring."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from bdh_spec.errors import ConfigError
+from bdh_spec.rope import Frequencies
+from bdh_spec.stored_table import is_the_table
+
+SIZES = ("n_layer", "n_embd", "dropout", "n_head", "mlp_internal_dim_multiplier", "vocab_size")
 
 
 @dataclass(frozen=True)
@@ -24,17 +27,19 @@ class BDHConfig:
     n_head: int = 4  # nh
     mlp_internal_dim_multiplier: int = 128
     vocab_size: int = 256  # V: raw bytes
+    freqs: Frequencies | None = field(default=None, repr=False)  # the model's own turns per token, where it has any (R4)
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            if field.name != "dropout":
-                _demand_positive_integer(field.name, getattr(self, field.name))
+        for name in SIZES:
+            if name != "dropout":
+                _demand_positive_integer(name, getattr(self, name))
         _demand_probability("dropout", self.dropout)
         if self.n_neurons < 2 or self.n_neurons % 2:
             raise ConfigError(
                 f"{self.n_neurons} neurons per head, which rotation cannot pair: mlp_internal_dim_multiplier * n_embd // n_head"
                 f" = {self.mlp_internal_dim_multiplier} * {self.n_embd} // {self.n_head} must be even and at least 2"
             )
+        object.__setattr__(self, "freqs", _own(self.freqs, self.n_neurons))
 
     @property
     def n_neurons(self) -> int:
@@ -42,17 +47,29 @@ class BDHConfig:
         return self.mlp_internal_dim_multiplier * self.n_embd // self.n_head
 
     def as_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """The six numbers, without the frequencies, which files carry as a tensor."""
+        return {name: getattr(self, name) for name in SIZES}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> BDHConfig:
         """Read a configuration in which every key is known and n_layer, which no weight shows, is present."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise ConfigError(f"unknown configuration keys {', '.join(unknown)}: BDH has {', '.join(sorted(known))}")
+        if unknown := sorted(set(values) - set(SIZES)):
+            raise ConfigError(f"unknown configuration keys {', '.join(unknown)}: BDH has {', '.join(sorted(SIZES))}")
         if "n_layer" not in values:
             raise ConfigError("no n_layer in the configuration: layers share weights, so nothing else tells it; say it")
         return cls(**values)
+
+
+def _own(freqs: Frequencies | None, n_neurons: int) -> Frequencies | None:
+    """The table of a model that brings one; none if it is the normative one, so that two equal models are equal."""
+    if freqs is None:
+        return None
+    own = freqs if isinstance(freqs, Frequencies) else Frequencies(freqs)
+    if own.array.size != n_neurons:
+        raise ConfigError(
+            f"{own.array.size} frequencies for {n_neurons} neurons: check n_embd, n_head and mlp_internal_dim_multiplier"
+        )
+    return None if is_the_table(own.array) else own
 
 
 def _demand_positive_integer(name: str, value: object) -> None:

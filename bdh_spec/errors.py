@@ -21,8 +21,16 @@ class ForeignTokensWarning(BDHError, UserWarning):  # noqa: N818  a warning, and
     """Weights of a model whose tokens are no bytes, so that text must go through its own tokenizer."""
 
 
+class OwnFrequenciesWarning(BDHError, UserWarning):  # noqa: N818  a warning, and an error only to who wants none
+    """Weights of a model with frequencies of its own, which computes by them and not by BDH's table."""
+
+
 class StateError(BDHError, ValueError):
     """A recurrent state of another batch, of another model, or one already given away."""
+
+
+class OptimizerError(BDHError, ValueError):
+    """An optimiser of another model, moments that do not fit, or settings and rates that make no step."""
 
 
 class SamplingError(BDHError, ValueError):
@@ -34,7 +42,7 @@ class CheckpointError(BDHError, ValueError):
 
 
 class CapabilityError(BDHError, ValueError):
-    """A device, dtype, phase or verb that this port does not claim."""
+    """A device, dtype, phase, verb or kind of model that this port does not claim."""
 
 
 class BackendUnavailable(BDHError, ImportError):  # noqa: N818  it states a fact of the machine, not a mistake

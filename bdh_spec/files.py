@@ -8,13 +8,15 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes  # noqa: F401  safetensors finds bfloat16 for NumPy only once this is imported
 import numpy as np
 import safetensors
-from safetensors.numpy import save
 
+from bdh_spec import safetensors_writer
 from bdh_spec.errors import BDHError, CheckpointError
 from bdh_spec.params import Array
 
@@ -80,8 +82,26 @@ def read_safetensors(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
 def write_safetensors(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
     """Write tensors under the final name only when all of them are on disk."""
     with whole_file(path) as part:
-        # Not save_file: it leaves the file readable by its owner only, whatever the user's umask says.
-        part.write_bytes(save({name: np.asarray(value, order="C") for name, value in tensors.items()}, dict(metadata)))
+        safetensors_writer.write(part, [Named(name, value) for name, value in tensors.items()], metadata)
+
+
+@dataclass(frozen=True)
+class Named:
+    """An array to be written under a name."""
+
+    name: str
+    values: Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.values.dtype
+
+    def load(self) -> Array:
+        return np.asarray(self.values, order="C")
 
 
 @contextmanager

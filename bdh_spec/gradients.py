@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from bdh_spec.config import BDHConfig
-from bdh_spec.model import EPS, IGNORE, Stages, layer_norm, log_softmax, loss, merge_heads, readout, run
+from bdh_spec.model import EPS, IGNORE, Stages, frequencies_of, layer_norm, log_softmax, loss, merge_heads, readout, run
 from bdh_spec.params import Array, Params
-from bdh_spec.rope import Phase, rope, rotation
+from bdh_spec.rope import Phase, rotation, swap
 
 
 def gradients(
@@ -28,7 +28,7 @@ def gradients(
     looked_up = params.embed[tokens]  # B T D
     x, layers = run(tokens, params, config, phase=phase, keep=keep)
     logits = readout(x, params)
-    cos, sin = rotation(0, tokens.shape[1], config.n_neurons, params.encoder.dtype, phase)
+    cos, sin = rotation(0, tokens.shape[1], frequencies_of(config), params.encoder.dtype, phase)
 
     d = Params(*(np.zeros_like(weight) for weight in params))
     d_logits = loss_gradient(logits, targets)
@@ -72,13 +72,21 @@ def layer_gradient(
 
     d_scores = np.tril(d_attention @ x[:, None].swapaxes(-1, -2), k=-1)  # R5
     d_rotated = (d_scores + d_scores.swapaxes(-1, -2)) @ s.rotated  # K is Q: a row counts as both
-    d_x_sparse = d_xy * s.y_sparse + rope(d_rotated, cos, -sin)  # R7, R4 turned back
+    d_x_sparse = d_xy * s.y_sparse + rope_gradient(d_rotated, cos, sin)  # R7, R4
     d_x_before = d_x_sparse * (s.x_sparse > 0)  # R3
     d.encoder[...] += np.sum(x[:, None].swapaxes(-1, -2) @ d_x_before, axis=0)
 
     from_values = np.sum(s.scores.swapaxes(-1, -2) @ d_attention, axis=1)  # V is x, for every head
     from_encoder = np.sum(d_x_before @ params.encoder.swapaxes(-1, -2), axis=1)
     return d_sum + from_values + from_encoder
+
+
+def rope_gradient(d_rotated: Array, cos: Array, sin: Array) -> Array:
+    """Undo R4: each part of a slope goes back to the neuron that it came from, by the factor that it came with.
+
+    That turns a pair back where both of its neurons turn alike.
+    """
+    return d_rotated * cos - swap(d_rotated * sin)
 
 
 def split_heads(merged: Array, nh: int) -> Array:

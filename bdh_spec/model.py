@@ -15,7 +15,7 @@ from numpy.typing import DTypeLike
 
 from bdh_spec.config import BDHConfig
 from bdh_spec.params import Array, Params
-from bdh_spec.rope import Phase, rope, rotation
+from bdh_spec.rope import Phase, frequencies, rope, rotation
 
 EPS = 1e-5
 IGNORE = -100  # targets of this value count for nothing
@@ -79,6 +79,11 @@ def write(memory: Array, rotated: Array, x: Array) -> Array:
     return memory + rotated.swapaxes(-1, -2) @ x[:, None]  # B h N D
 
 
+def frequencies_of(config: BDHConfig) -> Array:
+    """Turns per token of each neuron of a model (N,): its own table if it brings one, or else the normative one."""
+    return frequencies(config.n_neurons) if config.freqs is None else config.freqs.array
+
+
 def layer(x: Array, params: Params, cos: Array, sin: Array, memory: Array | None = None, keep: Array | float = 1.0) -> Stages:
     """Run one layer on x (B, T, D).
 
@@ -121,7 +126,7 @@ def run(
     tokens: Array, params: Params, config: BDHConfig, *, phase: Phase = "exact", keep: Sequence[Array] | None = None
 ) -> tuple[Array, list[Stages]]:
     """All layers in parallel form: the last x (B, T, D) and what each layer computed."""
-    cos, sin = rotation(0, tokens.shape[1], config.n_neurons, params.encoder.dtype, phase)
+    cos, sin = rotation(0, tokens.shape[1], frequencies_of(config), params.encoder.dtype, phase)
     x, layers = embed(tokens, params), []
     for i in range(config.n_layer):
         layers.append(layer(x, params, cos, sin, keep=1.0 if keep is None else keep[i]))
@@ -167,7 +172,7 @@ def advance(
     T = 1 is the recurrent form, a larger T the chunked one; both compute what ``forward`` computes on the whole text.
     """
     T = tokens.shape[1]
-    cos, sin = rotation(state.position, T, config.n_neurons, params.encoder.dtype, phase)
+    cos, sin = rotation(state.position, T, frequencies_of(config), params.encoder.dtype, phase)
     x, memories = embed(tokens, params), []
     for memory in state.layers:
         stages = layer(x, params, cos, sin, memory)

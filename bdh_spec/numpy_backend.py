@@ -11,9 +11,9 @@ from bdh_spec.config import BDHConfig
 from bdh_spec.dtypes import WIDE
 from bdh_spec.gradients import gradients
 from bdh_spec.model import RecurrentState
-from bdh_spec.optimizer import AdamW, Moments, update
+from bdh_spec.optimizer import AdamW, Moments, OptimizerState, begin, dropout_seed, update
 from bdh_spec.params import Array, Params, cast
-from bdh_spec.protocol import VERBS, Backend, Capabilities, Model
+from bdh_spec.protocol import VERBS, Backend, Batch, Capabilities, Model
 from bdh_spec.rope import Phase
 
 CHUNK = 256  # tokens read at once: more and the scores (T, T) of a long prompt would outgrow memory
@@ -28,9 +28,6 @@ class NumpyModel(Model):
 
     def params(self) -> Params:
         return Params(*(weight.copy() for weight in self._params))
-
-    def optimizer(self, settings: AdamW) -> Moments:
-        return Moments(settings, np.random.default_rng(settings.seed))
 
     def _forward(self, tokens: Array) -> Array:
         return model.forward(tokens, self._params, self.config, phase=self.phase)
@@ -67,11 +64,31 @@ class NumpyModel(Model):
     def _import_state(self, state: RecurrentState) -> RecurrentState:
         return RecurrentState(state.position, tuple(memory.astype(self.dtype) for memory in state.layers))
 
-    def _train_step(self, optimizer: Any, tokens: Array, targets: Array) -> float:
-        keep = model.dropout(self.config, tokens.shape, np.dtype(self.dtype), optimizer.rng)
-        value, slopes = gradients(tokens, targets, self._params, self.config, phase=self.phase, keep=keep)
-        update(self._params, slopes, optimizer)
-        return value
+    def _optimizer(self, settings: AdamW) -> Moments:
+        return begin(self._params, settings)
+
+    def _train_step(self, native: Any, batches: list[Batch], rate: float) -> float:
+        loss_before, slopes = self._slopes(native, batches)
+        update(self._params, slopes, native, rate)
+        return loss_before
+
+    def _slopes(self, moments: Moments, batches: list[Batch]) -> tuple[float, Params]:
+        """The loss of a step and its slopes: each batch counts by its share of the targets."""
+        value, total = 0.0, Params(*(np.zeros_like(weight) for weight in self._params))
+        for part, (tokens, targets, share) in enumerate(batches):
+            rng = np.random.default_rng(dropout_seed(moments.settings.seed, moments.step + 1, part))
+            keep = model.dropout(self.config, tokens.shape, np.dtype(self.dtype), rng)
+            loss, slopes = gradients(tokens, targets, self._params, self.config, phase=self.phase, keep=keep)
+            value, total = value + share * loss, Params(*(t + share * g for t, g in zip(total, slopes, strict=True)))
+        return value, total
+
+    def _export_optimizer(self, native: Any) -> OptimizerState:
+        first, second = (Params(*map(np.copy, held)) for held in (native.first, native.second))
+        return OptimizerState(native.settings, native.step, first, second)
+
+    def _import_optimizer(self, state: OptimizerState) -> Moments:
+        first, second = ([m.astype(self.dtype) for m in held] for held in (state.first, state.second))
+        return Moments(state.settings, first, second, state.step)
 
 
 class NumpyBackend(Backend):

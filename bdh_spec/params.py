@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from bdh_spec.config import BDHConfig
+from bdh_spec.dtypes import Array as Array
 from bdh_spec.errors import ParamsError
-
-Array: TypeAlias = npt.NDArray[Any]
+from bdh_spec.rope import Frequencies
 
 INIT_STD = 0.02
 
@@ -63,12 +63,16 @@ def check_params(params: Params, config: BDHConfig) -> Params:
     return params
 
 
-def fingerprint(params: Params) -> str:
-    """The SHA-256 of the weights as float32, the same for every file and port that holds these values."""
+def fingerprint(params: Params, freqs: Frequencies | None = None) -> str:
+    """The SHA-256 of the weights as float32, and of the model's own frequencies if it has any.
+
+    The same for every file and port that holds these values.
+    """
     digest = hashlib.sha256()
-    for name, weight in zip(Params._fields, params, strict=True):
-        digest.update(f"{name}{np.shape(weight)}".encode())
-        digest.update(np.ascontiguousarray(weight, dtype="<f4").data)
+    own = {} if freqs is None else {"freqs": freqs.array}
+    for name, values in {**params._asdict(), **own}.items():
+        digest.update(f"{name}{np.shape(values)}".encode())
+        digest.update(np.ascontiguousarray(values, dtype="<f4").data)
     return digest.hexdigest()
 
 

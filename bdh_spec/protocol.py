@@ -7,23 +7,30 @@ their input first, so that the same mistake gets the same sentence on every port
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, overload
+from typing import Any, ClassVar, NamedTuple, overload
 
 import numpy as np
 
-from bdh_spec.checks import check_recurrent_state, check_targets, check_tokens
+from bdh_spec.checks import (
+    check_ids_of_targets,
+    check_optimizer_state,
+    check_recurrent_state,
+    check_targets,
+    check_tokens,
+)
 from bdh_spec.config import BDHConfig
-from bdh_spec.errors import CapabilityError, StateError, TokensError
-from bdh_spec.model import RecurrentState
-from bdh_spec.optimizer import AdamW
+from bdh_spec.dtypes import dtype_name
+from bdh_spec.errors import CapabilityError, OptimizerError, StateError, TokensError
+from bdh_spec.model import IGNORE, RecurrentState
+from bdh_spec.optimizer import AdamW, OptimizerState, check_rate
 from bdh_spec.params import Array, Params, check_params
 from bdh_spec.rope import MAX_POSITION, PHASES, Phase
 from bdh_spec.sampling import Sampling, check_length, fresh_seed, sample, uniform
 
-USUAL = ("forward", "advance", "loss", "gradients", "trace", "state", "train")
-OPTIONAL = ("padded",)  # a port that has one of these names it in its capabilities
+USUAL = ("forward", "advance", "loss", "gradients", "trace", "state", "train", "optimizer")
+OPTIONAL = ("padded", "frequencies")  # a port that has one of these names it in its capabilities
 VERBS = (*USUAL, *OPTIONAL)
 
 NEXT_STEPS = {"padded": "read each text by itself with forward"}
@@ -53,6 +60,29 @@ class State:
         if self.owner is not model:
             raise StateError("this state belongs to another model: carry it over with export_state and import_state")
         return self.native
+
+
+class Optimizer:
+    """An AdamW over the weights of one model (R16). What is inside belongs to the port."""
+
+    def __init__(self, owner: Model, native: Any, settings: AdamW) -> None:
+        self.owner, self.native, self.settings = owner, native, settings
+
+    def check(self, model: Model) -> Any:
+        """The port's own optimiser, if it moves the weights of ``model``."""
+        if model is not self.owner:
+            raise OptimizerError(
+                "this optimiser belongs to another model: carry it over with export_optimizer and import_optimizer"
+            )
+        return self.native
+
+
+class Batch(NamedTuple):
+    """Texts that are read at once in a step of training."""
+
+    tokens: Array  # B T
+    targets: Array  # B T, -100 where they do not count
+    share: float = 1.0  # of all targets of the step that count
 
 
 class Model:
@@ -123,10 +153,37 @@ class Model:
         check_recurrent_state(state, self.config)
         return State(self, self._import_state(state), state.position, state.batch)
 
-    def train_step(self, optimizer: Any, tokens: Any, targets: Any) -> float:
-        """Move the weights one step; the loss before it, with dropout."""
+    def optimizer(self, settings: AdamW) -> Optimizer:
+        """The port's own AdamW over the five weights (R16)."""
+        return Optimizer(self, self._optimizer(settings), settings)
+
+    def train_step(self, optimizer: Optimizer, tokens: Any, targets: Any, *, rate: float | None = None) -> float:
+        """Move the weights one step, at this rate or that of the settings; the loss before it, with dropout."""
         tokens = check_tokens(tokens, self.config)
-        return self._train_step(optimizer, tokens, check_targets(targets, tokens, self.config))
+        return self._step(optimizer, [Batch(tokens, check_targets(targets, tokens, self.config))], rate)
+
+    def train_on(self, optimizer: Optimizer, batches: Sequence[tuple[Any, Any]], *, rate: float | None = None) -> float:
+        """One step on the tokens and targets of several batches: on the mean over all targets that count, as if they were one.
+
+        The batches are read one after the other, so that memory need hold one only, and may differ in their shapes.
+        """
+        return self._step(optimizer, as_batches(batches, self.config), rate)
+
+    def export_optimizer(self, optimizer: Optimizer) -> OptimizerState:
+        """What the optimiser remembers, in NumPy, for a file or for another port."""
+        return self._export_optimizer(optimizer.check(self))
+
+    def import_optimizer(self, state: OptimizerState) -> Optimizer:
+        """An optimiser that goes on where the one that was exported, here or by another port, had stopped.
+
+        ``masters`` are taken up by a model whose weights are what they round to; one of float32 is loaded with them instead.
+        """
+        check_optimizer_state(state, self.config)
+        return Optimizer(self, self._import_optimizer(state), state.settings)
+
+    def _step(self, optimizer: Optimizer, batches: list[Batch], rate: float | None) -> float:
+        native = optimizer.check(self)
+        return self._train_step(native, batches, optimizer.settings.learning_rate if rate is None else check_rate(rate))
 
     @overload
     def generate(
@@ -194,10 +251,6 @@ class Model:
         """The weights as they are now: of a model that does not train, those it was loaded with."""
         raise self._lacks("params")
 
-    def optimizer(self, settings: AdamW) -> Any:
-        """The port's own AdamW over the five weights (R16)."""
-        raise self._lacks("train")
-
     # What a port writes, each as it claims the verb. PORTING.md tells what goes in and out.
 
     def _forward(self, tokens: Array) -> Array:
@@ -228,8 +281,17 @@ class Model:
     def _import_state(self, state: RecurrentState) -> Any:
         raise self._lacks("state")
 
-    def _train_step(self, optimizer: Any, tokens: Array, targets: Array) -> float:
+    def _optimizer(self, settings: AdamW) -> Any:
         raise self._lacks("train")
+
+    def _train_step(self, native: Any, batches: list[Batch], rate: float) -> float:
+        raise self._lacks("train")
+
+    def _export_optimizer(self, native: Any) -> OptimizerState:
+        raise self._lacks("optimizer")
+
+    def _import_optimizer(self, state: OptimizerState) -> Any:
+        raise self._lacks("optimizer")
 
     def _lacks(self, verb: str) -> CapabilityError:
         return CapabilityError(f"the {self.backend} port has no {verb}: {NEXT_STEPS.get(verb, PORT_OR_VERB)}")
@@ -260,10 +322,15 @@ class Backend(ABC):
     ) -> Model:
         """Put weights on a device: the first of ``devices()`` and float32 unless told otherwise."""
         check_params(params, config)
-        device, dtype = device or self.devices()[0], dtype or "float32"
+        device, dtype = device or self.devices()[0], dtype_name(dtype or "float32")
         self._demand("dtype", dtype, self.capabilities.dtypes)
         self._demand("phase", phase, self.capabilities.phases)
         self._demand("device", device.split(":")[0], self.devices())  # cuda:1 is a cuda
+        if config.freqs is not None and "frequencies" not in self.capabilities.verbs:
+            raise CapabilityError(
+                f"the {self.name} port runs BDH's frequency table only, and this model brings its own: ask a port that claims"
+                " frequencies, such as numpy"
+            )
         model = self._load(params, config, device=device, dtype=dtype, phase=phase)
         model.backend = self.name
         return model
@@ -287,6 +354,15 @@ def check_lengths(lengths: Any, tokens: Array) -> Array:
         b = int(np.argmax(outside))
         raise TokensError(f"length {found[b]} of text {b} does not fit its row of {T} tokens: lengths run from 1 to {T}")
     return found.astype(np.int64)
+
+
+def as_batches(batches: Sequence[tuple[Any, Any]], config: BDHConfig) -> list[Batch]:
+    """The batches of one step, each with its share of the targets that count; those where none does are left out."""
+    checked = [(ids := check_tokens(tokens, config), check_ids_of_targets(targets, ids, config)) for tokens, targets in batches]
+    counts = [int((targets != IGNORE).sum()) for _, targets in checked]
+    if not sum(counts):
+        raise TokensError(f"no batch of this step has a target that counts: give one, other than {IGNORE}")
+    return [Batch(*pair, n / sum(counts)) for pair, n in zip(checked, counts, strict=True) if n]
 
 
 def as_tokens(prompt: str | bytes | Array) -> Array:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from bdh_spec import checkpoint
 from bdh_spec.config import BDHConfig
@@ -21,7 +21,9 @@ from bdh_spec.protocol import Backend, Model
 from bdh_spec.rope import Phase
 
 PORTS = "bdh_spec.backends"  # entry points: name = package.module:BackendClass
-READERS = "bdh_spec.readers"  # entry points: function(path, n_layer) -> (Params, BDHConfig)
+READERS = "bdh_spec.readers"  # entry points: function(path, n_layer, freqs) -> (Params, BDHConfig)
+
+Freqs: TypeAlias = Literal["keep", "reset"]  # what to do with frequencies that are not BDH's: compute by them, or by BDH's
 
 
 @dataclass(frozen=True)
@@ -71,28 +73,38 @@ def load(
     *,
     phase: Phase = "exact",
     n_layer: int | None = None,
+    freqs: Freqs | None = None,
 ) -> Model:
     """A checkpoint of any dialect on the port that suits this machine; without a path the embedded checkpoint.
+
+    ``freqs`` decides for a file whose frequencies were trained.
 
     >>> load(backend="numpy").generate("The ", 0)
     b'The '
     """
-    params, config = read(path, n_layer)
+    params, config = read(path, n_layer, freqs)
     return choose(backend).load(params, config, device=device, dtype=dtype, phase=phase)
 
 
-def read(path: str | Path | None = None, n_layer: int | None = None) -> tuple[Params, BDHConfig]:
-    """The weights and configuration of a checkpoint of any dialect; ``n_layer`` where the file cannot tell it."""
+def read(path: str | Path | None = None, n_layer: int | None = None, freqs: Freqs | None = None) -> tuple[Params, BDHConfig]:
+    """The weights and configuration of a checkpoint of any dialect; ``n_layer`` where the file cannot tell it.
+
+    Frequencies that were trained by accident are refused, unless ``freqs`` says "keep" or "reset". A canonical file's own are
+    part of its model, which "reset" takes off.
+    """
+    if freqs not in (None, "keep", "reset"):
+        raise CheckpointError(f"freqs is {freqs!r}: say 'keep' for the file's own frequencies, 'reset' for BDH's, or nothing")
     if path is None:
         return checkpoint.read(checkpoint.EMBEDDED)
     if not Path(path).is_dir():
         check_readable(Path(path))
     for point in entry_points(group=READERS):  # the converter reads every dialect; without it, only the canonical one is read
-        reader: Callable[[Path, int | None], tuple[Params, BDHConfig]] = point.load()
-        return reader(Path(path), n_layer)
+        reader: Callable[[Path, int | None, Freqs | None], tuple[Params, BDHConfig]] = point.load()
+        return reader(Path(path), n_layer, freqs)
     if Path(path).is_dir():
         raise CheckpointError(f"{path} is a folder, and no reader of folders is installed: install bdh_convert")
-    return checkpoint.read(path)
+    params, config = checkpoint.read(path)
+    return params, replace(config, freqs=None) if freqs == "reset" else config
 
 
 def _ports() -> dict[str, EntryPoint]:

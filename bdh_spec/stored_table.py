@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bdh_spec.params import Array
+from bdh_spec.dtypes import Array
 from bdh_spec.rope import frequencies
 
 # How far a stored table may be from the normative one, relatively, and still be it. The formula worked out in float32 is up
@@ -19,5 +19,10 @@ def is_the_table(stored: Array, eps: float = 0.0, tiny: float = 0.0) -> bool:
 
     ``eps`` and ``tiny`` are the spacing at 1 and the smallest positive number of the dtype they were stored in.
     """
-    table, values = frequencies(stored.size).astype(np.float64), stored.astype(np.float64)
-    return bool((np.abs(values - table) <= (TABLE_ROUNDING + eps) * table + tiny).all())
+    return is_stored(frequencies(stored.size), stored, TABLE_ROUNDING + eps, tiny)
+
+
+def is_stored(table: Array, stored: Array, eps: float, tiny: float) -> bool:
+    """Whether frequencies from a file are those of a table, but for a relative rounding of ``eps``, or ``tiny`` at least."""
+    wanted, values = table.astype(np.float64), stored.astype(np.float64)
+    return bool((np.abs(values - wanted) <= eps * np.abs(wanted) + tiny).all())

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -27,11 +28,12 @@ from bdh_conformance.ports import find_port
 from bdh_conformance.runner import Run
 from bdh_conformance.yardstick.cases import Case
 from bdh_spec import BDHError
-from bdh_spec.dtypes import DTYPES
+from bdh_spec.dtypes import DTYPES, dtype_name
 from bdh_spec.files import whole_file
 from bdh_spec.rope import PHASES, Phase
 
 DISAGREEMENT, MISUSE, INTERRUPTED = 1, 2, 130
+COMMANDLINE = ParameterSource.COMMANDLINE
 
 HELP = f"""Check a port of BDH against the specification.
 
@@ -51,6 +53,7 @@ def words(_: click.Context, parameter: click.Parameter, text: str | None) -> tup
     """A list separated by commas, of names that exist."""
     known_names = {"dtypes": DTYPES, "channels": tuple(CHANNELS)}[str(parameter.name)]
     found = tuple(word.strip() for word in text.split(",")) if text else ()
+    found = tuple(map(dtype_name, found)) if parameter.name == "dtypes" else found
     if unknown := [word for word in found if word not in known_names]:
         raise click.UsageError(f"{unknown[0]!r} is none of {', '.join(known_names)}")
     return found
@@ -91,7 +94,11 @@ INPUT = click.Path(path_type=Path, dir_okay=False, exists=True)
 )
 @click.option("--in-process", is_flag=True, help="Run the port in this process, for a debugger: a crash ends it.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing on stderr but errors.")
+@click.version_option(package_name="bdh-spec", message="%(prog)s %(version)s", prog_name="bdh-conform")
+@click.pass_context
 def command(
+    context: click.Context,
+    /,
     port: str,
     tier: str,
     device: str | None,
@@ -109,6 +116,7 @@ def command(
     **outputs: Path | None,
 ) -> int:
     """Run the checks, answer, write files; the exit status is returned."""
+    refuse_ignored(context)
     excused, before = read_inputs(known_file, baseline)
     backend = find_port(port)
     if device is not None and device.split(":")[0] not in backend.devices():
@@ -124,8 +132,22 @@ def command(
     result = report.document(run, tier, complaints, time.perf_counter() - start, whole=whole)
     changes = report.compare_with(result, before) if before else []
     answer(result, changes)
-    write(result, changes, str(baseline or ""), outputs)
+    write(result, report.Since(str(baseline), before, changes) if before else None, outputs)
     return 0 if result["passed"] else DISAGREEMENT
+
+
+IGNORED = {  # by an option: those that mean nothing beside it, and why
+    "case": (("tier", "seed"), "--case looks at one case only"),
+    "in_process": (("time_limit", "memory_limit"), "--in-process can end no port"),
+}
+
+
+def refuse_ignored(context: click.Context) -> None:
+    """What would be ignored is refused, so that nobody counts on it."""
+    given = {p.name: p.opts[0] for p in context.command.params if context.get_parameter_source(str(p.name)) is COMMANDLINE}
+    for option, (ignored, why) in IGNORED.items():
+        if option in given and (name := next((name for name in ignored if name in given), None)):
+            raise click.UsageError(f"{why}, so {given[name]} would be ignored: leave it out")
 
 
 def read_inputs(known_file: Path | None, baseline: Path | None) -> tuple[list[known.Known], dict[str, Any] | None]:
@@ -220,13 +242,13 @@ def table(found: dict[str, Any]) -> Table:
     return made
 
 
-def write(found: dict[str, Any], changes: list[dict[str, Any]], baseline: str, outputs: dict[str, Path | None]) -> None:
+def write(found: dict[str, Any], since: report.Since | None, outputs: dict[str, Path | None]) -> None:
     """The files that were asked for, each whole or not at all."""
     about = f"{found['tier']} tier, {found['versions']['port']}, suite {found['versions']['suite']}"
     make = {
         "json_file": lambda: json.dumps(found, indent=1) + "\n",
         "junit_file": lambda: report.junit(found),
-        "html_file": lambda: report.page(found, changes, baseline),
+        "html_file": lambda: report.page(found, since),
     }
     for name, path in outputs.items():
         if path is None:

@@ -132,4 +132,5 @@ def smaller_than(draw: st.DrawFn, case: Case, min_time: int) -> Case:
         hypothesis.reject()
     batch, time = draw(st.integers(1, case.batch)), draw(st.integers(min_time, case.time))
     seed = draw(st.sampled_from([0, 1, 2, case.seed]))
-    return Case(config, batch, time, seed, case.scale, weights=draw(st.sampled_from(["normal", case.weights])))
+    weights, freqs = draw(st.sampled_from(["normal", case.weights])), draw(st.sampled_from(["published", case.freqs]))
+    return Case(config, batch, time, seed, case.scale, weights=weights, freqs=freqs)

@@ -19,6 +19,7 @@ LEVELS = (
     "training",
     "sampling",
     "padding",
+    "frequencies",
     "threads",
     "refusals",
     *DTYPES[1:],  # beside the first

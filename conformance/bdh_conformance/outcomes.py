@@ -47,6 +47,7 @@ class Result:
     seconds: float = 0.0
     worst: Outcome | None = None  # the nearest to its limit, or the failure, shrunk
     ratios: dict[str, float] = field(default_factory=dict)  # stage: the largest error over allowed
+    positions: dict[int, float] = field(default_factory=dict)  # the same up to so many tokens, from half as many on
 
     @property
     def id(self) -> str:
@@ -58,6 +59,8 @@ class Result:
         self.cases += 1
         for compared in outcome.compared:
             self.ratios[compared.stage] = max(compared.ratio, self.ratios.get(compared.stage, 0.0))
+            for end, ratio in compared.by_token:
+                self.positions[end] = max(ratio, self.positions.get(end, 0.0))
         if outcome.status in BAD:
             self.status, self.worst = outcome.status, outcome
         elif self.status not in BAD:
@@ -79,6 +82,7 @@ class Result:
             "cases": self.cases,
             "seconds": round(self.seconds, 3),
             "ratios": {stage: finite(ratio) for stage, ratio in self.ratios.items()},
+            "positions": {str(end): finite(ratio) for end, ratio in sorted(self.positions.items())},
             "worst": worst
             and {
                 "stage": worst.stage,

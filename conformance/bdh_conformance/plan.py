@@ -121,6 +121,8 @@ def check(
     level = channel.level if dtype == base else dtype
     if reason := unclaimed(channel, capabilities, dtype, phase):
         return Check(channel, level, dtype, phase, reason=reason)
+    if case is not None and case.freqs != "published" and "frequencies" not in capabilities.verbs:
+        return Check(channel, level, dtype, phase, reason="the port does not claim the verb frequencies")
     if case is not None:
         return Check(channel, level, dtype, phase, (case,))
     if tier.name == "smoke":

@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 import os
 import platform
+import re
 import sys
 from collections.abc import Mapping
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import hypothesis
 import jinja2
+import markupsafe
 import numpy as np
 
 import bdh_spec
+from bdh_conformance import plots
 from bdh_conformance.levels import levels
 from bdh_conformance.outcomes import totals
 from bdh_conformance.runner import Run
@@ -128,18 +131,30 @@ def junit(report: Mapping[str, Any]) -> str:
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True)
 
 
-def page(report: Mapping[str, Any], changes: list[dict[str, Any]], baseline: str = "") -> str:
+class Since(NamedTuple):
+    """An earlier report, and what is worth a word since then."""
+
+    name: str
+    before: Mapping[str, Any]
+    changes: list[dict[str, Any]]
+
+
+def page(report: Mapping[str, Any], since: Since | None = None) -> str:
     """One self-contained HTML page."""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    environment.filters.update(heat=heat, short=short)
+    environment.filters.update(heat=heat, short=short, breakable=breakable)
     template = environment.from_string(files("bdh_conformance").joinpath("report.html.j2").read_text(encoding="utf-8"))
     return template.render(
         report=report,
-        changes=changes,
-        baseline=baseline,
+        since=since,
+        moved=plots.moved(report, since.before) if since else [],
         command=" ".join(["bdh-conform", *sys.argv[1:]]),
+        by_position=plots.by_position(report),
+        by_channel=plots.by_channel(report, since.before if since else None),
         stages=stage_map(report),
         dtypes=dtype_map(report),
+        unclaimed=unclaimed(report),
+        cases=sum(check["cases"] for check in report["checks"]),
         worst=worst(report),
         bad=[check for check in report["checks"] if check["status"] in ("failed", "error")],
         known=[check for check in report["checks"] if check["status"] == "known failure"],
@@ -162,11 +177,21 @@ def stage_map(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def dtype_map(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Channels in rows, dtypes in columns: each check's worst error over allowed, or its status."""
-    columns = list(dict.fromkeys((check["dtype"], check["phase"]) for check in report["checks"]))
+    """Channels in rows, dtypes in columns: each check's worst error over allowed, or its status. Only what was claimed."""
+    checks = [check for check in report["checks"] if check["status"] != "not claimed"]
+    columns = list(dict.fromkeys((check["dtype"], check["phase"]) for check in checks))
     found = {(check["channel"], check["dtype"], check["phase"]): check for check in report["checks"]}
-    channels = list(dict.fromkeys(check["channel"] for check in report["checks"]))
+    channels = list(dict.fromkeys(check["channel"] for check in checks))
     return {"columns": columns, "rows": [(c, [found.get((c, *column)) for column in columns]) for c in channels]}
+
+
+def unclaimed(report: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The checks that were not made, by the reason."""
+    reasons: dict[str, list[str]] = {}
+    for check in report["checks"]:
+        if check["status"] == "not claimed":
+            reasons.setdefault(check["reason"], []).append(check["channel"])
+    return reasons
 
 
 def worst(report: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -191,3 +216,8 @@ def short(ratio: float | None) -> str:
     if ratio >= 100:
         return f"{ratio:.0e}"
     return f"{ratio:.2f}" if ratio >= 0.005 else "0" if ratio == 0 else "<.01"
+
+
+def breakable(name: str) -> markupsafe.Markup:
+    """A name that a narrow page may break after its dots and strokes."""
+    return markupsafe.Markup(re.sub(r"(?<=[./])", "<wbr>", str(markupsafe.escape(name))))

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from bdh_convert import tokenizer
 from bdh_convert.steps import NOTHING_SAID, STEPS, Draft, Wishes, begin
-from bdh_convert.tensors import Tensor
 from bdh_spec.config import BDHConfig
 from bdh_spec.errors import ForeignTokensWarning
 from bdh_spec.files import reading
-from bdh_spec.params import Params
+from bdh_spec.params import Array, Params
+from bdh_spec.registry import Freqs
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,19 @@ class Checkpoint:
     dialect: str
     weights: Params  # of Tensor
     config: BDHConfig
-    freqs: Tensor | None = None  # a frequency table that is not BDH's, kept because the user said so
+    own: Array | None = None  # the file's own frequencies (N,), if they are not BDH's: kept where ``config`` has them too
     tokenizer: str | None = None  # if its tokens are no bytes: the class that transformers reads them with
     notes: tuple[str, ...] = ()  # what the user should know of how the file was read
 
+    @property
+    def freqs(self) -> Freqs | None:
+        """What becomes of the file's own frequencies, if it has any."""
+        return None if self.own is None else "reset" if self.config.freqs is None else "keep"
 
-def read(path: Path, n_layer: int | None = None) -> tuple[Params, BDHConfig]:
-    """The weights and configuration of a checkpoint; ``n_layer`` where nothing written tells it."""
-    checkpoint = open_checkpoint(path, Wishes(n_layer=n_layer))
+
+def read(path: Path, n_layer: int | None = None, freqs: Freqs | None = None) -> tuple[Params, BDHConfig]:
+    """The weights and configuration of a checkpoint; ``n_layer`` where nothing written tells it, ``freqs`` likewise."""
+    checkpoint = open_checkpoint(path, Wishes(n_layer=n_layer, freqs=freqs))
     for note in tokenizer.notes(checkpoint.tokenizer):
         warnings.warn(f"{path}: {note}", ForeignTokensWarning, stacklevel=2)
     with reading(path):
@@ -53,5 +58,5 @@ def of(draft: Draft) -> Checkpoint:
     assert draft.config is not None
     contents = draft.contents
     return Checkpoint(
-        contents.path, draft.dialect.name, draft.weights, draft.config, draft.freqs, contents.tokenizer, tuple(draft.notes)
+        contents.path, draft.dialect.name, draft.weights, draft.config, draft.own, contents.tokenizer, tuple(draft.notes)
     )

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +28,11 @@ from bdh_convert.steps import Wishes
 from bdh_convert.verify import MOST_LAYERS, DisagreementError
 from bdh_convert.watch import Watch
 from bdh_spec.dtypes import SYNONYMS, dtype_name
-from bdh_spec.errors import BDHError
+from bdh_spec.errors import BDHError, CheckpointError
 from bdh_spec.files import shown
 from bdh_spec.params import count
 
+STDOUT = Path("-")
 LARGE = 64 << 20  # bytes from which a conversion shows a bar
 
 HELP = f"""Convert a BDH checkpoint between frameworks, or inspect one.
@@ -35,6 +41,7 @@ HELP = f"""Convert a BDH checkpoint between frameworks, or inspect one.
   bdh-convert torch->mlx checkpoint.safetensors
   bdh-convert torch-to-mlx checkpoint.pt -o model.npz
   bdh-convert --to hf checkpoint.safetensors
+  bdh-convert torch-to-mlx checkpoint.pt -o - | ssh mac 'cat > model.safetensors'
   bdh-convert --inspect checkpoint.pt
 
 Reads {", ".join(DIALECTS)}; writes {", ".join(TARGETS)}. The source dialect is detected when it is not named. FILE may be a
@@ -54,17 +61,38 @@ class Dtype(click.ParamType[str]):
         return dtype_name(value)
 
 
+UNITS = {"": 1, "B": 1, **{f"{letter}B": 1000**k for k, letter in enumerate("KMGT", 1)}}
+UNITS |= {f"{letter}IB": 1024**k for k, letter in enumerate("KMGT", 1)}
+
+
+class Size(click.ParamType[int]):
+    """A number of bytes, as transformers writes it."""
+
+    name = "size"
+
+    def convert(self, value: str, param: click.Parameter | None, context: click.Context | None) -> int:
+        match = re.fullmatch(r"(\d{1,15})\s*([A-Z]*)", value.upper())
+        if match is None or match[2] not in UNITS or not int(match[1]):
+            self.fail(f"{value!r} is no size of a file: give one such as 5GB or 500MiB", param, context)
+        return int(match[1]) * UNITS[match[2]]
+
+
 @click.command(help=HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.argument("words", nargs=-1, metavar="[ROUTE] FILE", type=click.Path())
 @click.option("--from", "source", metavar="DIALECT", help="What the file is, where it is not to be detected.")
 @click.option("--to", "target", metavar="DIALECT", help="What to convert to.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Where to write (default: beside the input).")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Where to write; - for stdout.  [default: beside the input]"
+)
 @click.option("--force", is_flag=True, help="Replace an output that exists.")
 @click.option("--dtype", type=Dtype(), metavar="f32|bf16|f16", help="Store weights in this dtype; narrowing loses bits.")
+@click.option("--max-shard-size", type=Size(), metavar="SIZE", help="With hf: how large a file may be.  [default: 50GB]")
 @click.option("--weights", metavar="NAME", help="Which set of weights, where a file holds several, such as ema.")
 @click.option("--n-layer", type=click.IntRange(1), help="The number of layers, where nothing written tells it.")
 @click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), help="The dropout of training, likewise.")
-@click.option("--freqs", type=click.Choice(("keep", "reset")), help="What to do with frequencies that are not BDH's.")
+@click.option(
+    "--freqs", type=click.Choice(("keep", "reset")), help="Of frequencies that are not BDH's: compute by them, or by BDH's."
+)
 @click.option("--no-verify", is_flag=True, help="Do not read the result back and run both sides.")
 @click.option("--allow-nonfinite", is_flag=True, help="Convert weights that hold NaN or infinity.")
 @click.option("--inspect", "inspected", is_flag=True, help="Show what FILE holds, and convert nothing.")
@@ -93,7 +121,7 @@ def _wishes(source: str | None, options: dict[str, Any]) -> Wishes:
 
 def _refuse_ignored(context: click.Context) -> None:
     """Options of a conversion have no effect on an inspection."""
-    for name in ("target", "output", "force", "dtype", "no_verify", "allow_nonfinite"):
+    for name in ("target", "output", "force", "dtype", "max_shard_size", "no_verify", "allow_nonfinite"):
         if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
             option = next(parameter.opts[-1] for parameter in context.command.params if parameter.name == name)
             raise click.UsageError(f"--inspect writes nothing, so {option} would be ignored: leave it out")
@@ -120,19 +148,58 @@ def _convert(route: Route, *, output: Path | None, as_json: bool, answer_on_stde
         options["force"],
         not options["no_verify"],
         options["allow_nonfinite"],
+        options["max_shard_size"],
     )
-    removed = stale(output) if route.target == "hf" and output and output.is_dir() and settings.force else []
+    if output == STDOUT:
+        _refuse_no_pipe(route, settings, answer_on_stderr)
+        with tempfile.TemporaryDirectory(prefix="bdh-convert-") as folder:
+            file = Path(folder) / "checkpoint.safetensors"
+            with _progress(route.file) as watch:
+                outcome = convert(route.file, route.target, file, settings, watch)
+            _pass_on(file)
+        _report(route, replace(outcome, path=STDOUT), [*outcome.checkpoint.notes], as_json, on_stderr=True)
+        return 0
+    before = stale(output) if route.target == "hf" and output and output.is_dir() and settings.force else []
     with _progress(route.file) as watch:
         outcome = convert(route.file, route.target, output, settings, watch)
-    notes = [*outcome.checkpoint.notes]
-    notes += [f"removed, being about other weights: {', '.join(file.name for file in removed)}"] if removed else []
+    notes, removed = [*outcome.checkpoint.notes], [file.name for file in before if not file.exists()]
+    notes += [f"removed, being about other weights: {', '.join(removed)}"] if removed else []
+    _report(route, outcome, notes, as_json, on_stderr=answer_on_stderr)
+    return 0
+
+
+def _refuse_no_pipe(route: Route, settings: Settings, stray: bool) -> None:
+    """What cannot be, or means nothing, where the result goes to stdout."""
+    if stray:
+        raise click.UsageError("-o - needs stdout, which the shell took for the route: quote the route, 'torch->mlx'")
+    if route.target == "hf":
+        raise click.UsageError("hf is a folder, and only a file goes to stdout: name a folder with -o")
+    if settings.force:
+        raise click.UsageError("stdout replaces no file, so --force would be ignored: leave it out")
+    if sys.stdout.isatty():
+        raise click.UsageError("a checkpoint is no text for a terminal: send stdout to a file or a command")
+
+
+def _pass_on(file: Path) -> None:
+    """A finished file to stdout, whose reader may have had enough."""
+    try:
+        with file.open("rb") as whole:
+            shutil.copyfileobj(whole, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that nothing more fails at the exit
+        raise CheckpointError(
+            f"stdout could not be written ({error.strerror}): what has arrived there is no whole file"
+        ) from None
+
+
+def _report(route: Route, outcome: Outcome, notes: Sequence[str], as_json: bool, *, on_stderr: bool) -> None:
     if as_json:
-        click.echo(json.dumps(_as_json(route, outcome, notes), indent=2), err=answer_on_stderr)
-        return 0
+        click.echo(json.dumps(_as_json(route, outcome, notes), indent=2), err=on_stderr)
+        return
     for note in notes:
         _talk(note)
-    click.echo(_answer(route, outcome), err=answer_on_stderr)
-    return 0
+    click.echo(_answer(route, outcome), err=on_stderr)
 
 
 def _as_json(route: Route, outcome: Outcome, notes: Sequence[str]) -> dict[str, Any]:
@@ -147,6 +214,7 @@ def _as_json(route: Route, outcome: Outcome, notes: Sequence[str]) -> dict[str, 
         "dtypes": sorted({weight.dtype.name for weight in checkpoint.weights}),
         "verified": outcome.losses is not None,
         "losses": outcome.losses,
+        "freqs": checkpoint.freqs,
         "notes": [shown(note) for note in notes],
     }
 
@@ -154,14 +222,16 @@ def _as_json(route: Route, outcome: Outcome, notes: Sequence[str]) -> dict[str, 
 def _answer(route: Route, outcome: Outcome) -> str:
     checkpoint = outcome.checkpoint
     dtypes = ", ".join(sorted({weight.dtype.name for weight in checkpoint.weights}))
-    path = shown(outcome.path)
+    path = "stdout" if outcome.path == STDOUT else shown(outcome.path)
     written = f"{path}: {checkpoint.dialect} to {route.target}, {count(checkpoint.config):,} parameters, {dtypes}"
     if outcome.losses is None:
         return f"{written}, not verified"
     before, after = outcome.losses
     layers = checkpoint.config.n_layer
+    own, bdhs = (" by its own frequencies", " by BDH's") if checkpoint.freqs == "reset" else ("", "")
     part = f", by the first {MOST_LAYERS} of {layers:,} layers" if layers > MOST_LAYERS else ""
-    return f"{written}, read back bit for bit\nloss on a sentence: {before:.6f} before, {after:.6f} after{part}"
+    losses = f"{before:.6f} before{own}, {after:.6f} after{bdhs}"
+    return f"{written}, read back bit for bit\nloss on a sentence: {losses}{part}"
 
 
 @contextmanager

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
+import json
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from bdh_convert.find import children, some
 from bdh_convert.pickle_file import Foreign
+from bdh_convert.raw import SMALL
+from bdh_convert.tensors import Tensor
 from bdh_convert.vocabulary import is_about_training
-from bdh_spec.config import BDHConfig
+from bdh_spec.config import SIZES, BDHConfig
 from bdh_spec.errors import ConfigError, ParamsError
 from bdh_spec.files import shown
 from bdh_spec.params import Params
 from bdh_spec.rope import THETA
 
-OURS = tuple(field.name for field in dataclasses.fields(BDHConfig))
 LARGEST = 2**31  # of the six numbers: no machine runs a model beyond
 ALIASES = {"num_hidden_layers": "n_layer", "hidden_size": "n_embd", "num_attention_heads": "n_head"}
 
@@ -56,9 +58,13 @@ HARMLESS = frozenset(
     attn_implementation _attn_implementation bdh_attn_implementation _attn_implementation_internal
     _attn_implementation_autoset chunk_size_feed_forward id2label label2id is_encoder_decoder tokenizer_class block_size
     init_std fused_kernels max_seq_len context_length generation_config steps epochs seed device
+    _instantiator _target_
     temperature top_k top_p max_length min_length do_sample num_beams output_attentions output_hidden_states problem_type
     """.split()  # noqa: SIM905  one key a line would fill a page
 )
+
+CONTENT, VALUE = "_content", "_val"  # of OmegaConf
+ENOUGH = 3  # of the six numbers, to know a configuration by
 
 # Where a pickle keeps configurations, those of models before those of whole runs; and burn its changes.
 CONFIGS = ("model_args", "model_config", "bdh_config", "config", "hyper_parameters", "hparams", "args")
@@ -70,8 +76,26 @@ def written_in(tree: Mapping[Any, Any], home: Sequence[str]) -> dict[str, Any] |
     levels: list[Any] = [tree]
     for key in home:
         levels.append(next(child for name, child in children(levels[-1]) or [] if str(name) == key))
-    found = [_fields(level[name]) for level in levels if isinstance(level, Mapping) for name in CONFIGS if name in level]
+    mappings = [level for level in levels if isinstance(level, Mapping)]
+    found = [_fields(level[name]) for level in mappings for name in CONFIGS if name in level]
+    found += [fields for level in mappings for fields in _by_what_they_hold(level)]
     return {key: value for fields in reversed(found) for key, value in fields.items()} or None
+
+
+def _by_what_they_hold(level: Mapping[Any, Any]) -> Iterator[dict[str, Any]]:
+    """Configurations under other names, and what a mapping says itself: each tells most of a model's sizes."""
+    plain = {str(key): value for key, value in level.items() if isinstance(value, (int, float, str))}
+    others = (value for key, value in level.items() if key not in CONFIGS and not isinstance(value, Tensor))
+    yield from filter(_tells_sizes, (*map(_fields, others), plain))
+
+
+def _tells_sizes(fields: Mapping[str, Any]) -> bool:
+    return bool(fields) and len({ALIASES.get(key, key) for key in _unnested(fields)} & set(SIZES)) >= ENOUGH
+
+
+def is_a_configuration(name: str, tree: Mapping[Any, Any]) -> bool:
+    """Whether something in a file is known for one, by its name or by what it holds."""
+    return name in CONFIGS or (not isinstance(tree.get(name), Tensor) and _tells_sizes(_fields(tree.get(name))))
 
 
 def unreadable_in(tree: Mapping[Any, Any]) -> list[str]:
@@ -84,8 +108,20 @@ def unreadable_in(tree: Mapping[Any, Any]) -> list[str]:
 
 
 def _fields(config: Any) -> dict[str, Any]:
+    """What a mapping, an object or a text in JSON says, by its keys."""
     values = config.attributes() if isinstance(config, Foreign) else config
-    return {str(key): value for key, value in values.items()} if isinstance(values, Mapping) else {}
+    if isinstance(values, str) and values.startswith("{") and len(values) <= SMALL:
+        with suppress(ValueError, RecursionError):
+            values = json.loads(values)
+    if not isinstance(values, Mapping):
+        return {}
+    # OmegaConf keeps its values in objects within an object
+    inner = values[CONTENT] if isinstance(config, Foreign) and isinstance(values.get(CONTENT), Mapping) else values
+    return {str(key): _value(value) for key, value in inner.items()}
+
+
+def _value(value: Any) -> Any:
+    return value.attributes().get(VALUE, value) if isinstance(value, Foreign) else value
 
 
 def is_tied(raw: Mapping[str, Any] | None) -> bool | None:
@@ -131,12 +167,12 @@ def sizes(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Those of our six numbers that a foreign configuration tells, if it describes no other model."""
     flat = {ALIASES.get(key, key): value for key, value in _unnested(raw).items()}
     for key, value in flat.items():
-        if key not in OURS and not _leaves_bdh_alone(key, value):
+        if key not in SIZES and not _leaves_bdh_alone(key, value):
             raise ConfigError(
                 f"the configuration has {shown(key, 80)} = {_spelt(value)}, which BDH has not: another model, or a key that can"
                 " go"
             )
-    return {key: _number(key, flat[key]) for key in OURS if flat.get(key) is not None}
+    return {key: _number(key, flat[key]) for key in SIZES if flat.get(key) is not None}
 
 
 def _number(key: str, value: Any) -> float | int:
@@ -165,7 +201,8 @@ def _leaves_bdh_alone(key: str, value: Any) -> bool:
         return True
     if key in SWITCHES:
         return value in SWITCHES[key]
-    return is_about_training(key) or value in (False, 0, "", "none") or value in ([], {}, ())
+    is_a_path = isinstance(value, str) and "/" in value
+    return is_a_path or is_about_training(key) or value in (False, 0, "", "none") or value in ([], {}, ())
 
 
 def _merge(said: dict[str, Any], more: Mapping[str, Any], source: str) -> dict[str, Any]:

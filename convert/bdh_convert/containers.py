@@ -50,6 +50,14 @@ def refused(reason: str) -> Callable[[Path], Contents]:
     return read
 
 
+def is_of_old_torch(path: Path) -> bool:
+    """Whether a file starts with the number by which torch knew its own before 1.6."""
+    if not is_bare_pickle(path):
+        return False
+    with path.open("rb") as file:
+        return OLD_TORCH in file.read(32)
+
+
 def is_bare_pickle(path: Path) -> bool:
     """Whether a file starts as pickles do that are in no archive."""
     if not path.is_file():
@@ -59,7 +67,10 @@ def is_bare_pickle(path: Path) -> bool:
     return start[:1] == b"\x80" and start[1:] in (b"\x02", b"\x03", b"\x04", b"\x05")
 
 
+OLD_TORCH = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
 BARE = "a bare pickle, such as torch wrote before 1.6: torch.load it and torch.save it again"
+PICKLED = "a bare pickle by another than torch: load it where you trust it, and torch.save a dict of torch tensors"
+ADAPTER = "a LoRA adapter without the weights that it changes: merge_and_unload() it and save_pretrained the model"
 OTHER_ZIP = "a zip archive without tensors of torch or NumPy: name a checkpoint"
 OTHER = "no checkpoint that anyone here reads: there are safetensors, .pt, .npz and burn's .bin"
 
@@ -69,12 +80,14 @@ CONTAINERS = (
     Container("pt", pickle_file.looks_like, pickle_file.read, (".pt", ".pth"), pickle_file.write),
     Container("npz", npz_file.looks_like, npz_file.read, (".npz",), npz_file.write),
     Container("zip", is_zip, refused(OTHER_ZIP)),
-    Container("pickle", is_bare_pickle, refused(BARE)),
+    Container("old-pt", is_of_old_torch, refused(BARE)),
+    Container("pickle", is_bare_pickle, refused(PICKLED)),
     Container("burn", burn_file.looks_like, burn_file.read),
     Container("file", Path.is_file, refused(OTHER)),
     Container("dcp", dcp_folder.looks_like, dcp_folder.read),
     Container("hf", hf_folder.looks_like, hf_folder.read, ("",), hf_folder.write, hf_folder.whole_folder),
     Container("deepspeed", run_folder.is_deepspeed, run_folder.read_deepspeed),
+    Container("adapter", run_folder.is_adapter, refused(ADAPTER)),
 )
 WRITTEN = {container.name: container for container in CONTAINERS if container.write}
 

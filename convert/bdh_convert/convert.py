@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from bdh_convert import verify
+from bdh_convert import hf_folder, verify
 from bdh_convert.checkpoint import Checkpoint, open_checkpoint
-from bdh_convert.containers import WRITTEN, Container
-from bdh_convert.dialects import DIALECTS, Dialect, to_dialect
+from bdh_convert.containers import WRITTEN, Container, Write
+from bdh_convert.dialects import DIALECTS, TARGETS, Dialect, to_dialect
 from bdh_convert.metadata import about
 from bdh_convert.raw import chunks
 from bdh_convert.steps import NOTHING_SAID, Wishes
@@ -19,6 +20,7 @@ from bdh_convert.tensors import Tensor
 from bdh_convert.watch import Watch, ignore, watched
 from bdh_spec.dtypes import TABLE, dtype_name
 from bdh_spec.errors import CheckpointError, ParamsError
+from bdh_spec.files import sync
 from bdh_spec.params import Array, Params
 
 DTYPES = {kind.name: kind.numpy for kind in TABLE if kind.name != "float64"}  # that files are written in
@@ -33,6 +35,7 @@ class Settings:
     force: bool = False
     verify: bool = True
     allow_nonfinite: bool = False
+    max_shard_size: int | None = None  # bytes of a file in a folder of transformers; None: as many as it would write
 
 
 @dataclass(frozen=True)
@@ -41,29 +44,52 @@ class Outcome:
 
     path: Path
     checkpoint: Checkpoint  # what was written, as read from the source
-    losses: tuple[float, float] | None  # of the source and of the result; None if not verified
+    losses: tuple[float, float] | None  # of the source and of the result, each by its own frequencies; None if not verified
 
 
 def convert(source: Path, target: str, output: Path | None, settings: Settings, watch: Watch = ignore) -> Outcome:
     """Write a checkpoint in the target dialect, whole or not at all."""
     dialect = DIALECTS[target]
     original = open_checkpoint(source, settings.wishes)
-    if original.freqs and not dialect.freqs:
+    if original.config.freqs and not (dialect.freqs or dialect.own_freqs):
         raise CheckpointError(
-            f"{target} files store no frequencies, so --freqs keep cannot: use --freqs reset, or torch or mlx"
+            f"{target} files store no frequencies, so --freqs keep cannot: use --freqs reset, which writes BDH's, or convert to"
+            f" {', '.join(name for name in TARGETS if DIALECTS[name].freqs or DIALECTS[name].own_freqs)}"
         )
     output = output or default_output(source, original.dialect, dialect)
     container = container_of(output, dialect)
     check_output(output, container, settings.force)
-    total = sum(weight.nbytes for weight in original.weights)
-    total = 3 * total + 2 * verify.traffic(original) if settings.verify else total  # written, compared with the source, run
+    write = _writer(container, settings)
+    total = _work(original, _prepared(original, settings), settings)
     original = watched(original, total, watch)
     wanted = _prepared(original, settings)
-    tensors = to_dialect(dialect, wanted.weights, wanted.config, wanted.freqs)
+    tensors = to_dialect(dialect, wanted.weights, wanted.config, wanted.config.freqs)
     with container.whole(output, replace=settings.force) as part:
-        container.writer(part, tensors, about(wanted.config, target, wanted.tokenizer))
+        write(part, tensors, about(wanted.config, target, wanted.tokenizer))
+        _settle(part)
         losses = _verified(part, wanted, original, target, settings, total, watch) if settings.verify else None
     return Outcome(output, wanted, losses)
+
+
+def _writer(container: Container, settings: Settings) -> Write:
+    """How to write, in files no larger than the user wants."""
+    if settings.max_shard_size is None:
+        return container.writer
+    if container.name != "hf":
+        raise CheckpointError("--max-shard-size is about folders of transformers: convert to hf, or leave it out")
+    return partial(hf_folder.write, max_shard_size=settings.max_shard_size)
+
+
+def _work(original: Checkpoint, wanted: Checkpoint, settings: Settings) -> int:
+    """How many bytes of weights will be read: to write them, and to compare and run what was written."""
+    read, written = (sum(weight.nbytes for weight in checkpoint.weights) for checkpoint in (original, wanted))
+    return 2 * read + written + verify.traffic(original) + verify.traffic(wanted) if settings.verify else read
+
+
+def _settle(part: Path) -> None:
+    """Wait for the disk here, while there is work left to show, and not when all of it seems done."""
+    for file in part.iterdir() if part.is_dir() else (part,):
+        sync(file)
 
 
 def default_output(source: Path, spoken: str, target: Dialect) -> Path:
@@ -75,8 +101,6 @@ def default_output(source: Path, spoken: str, target: Dialect) -> Path:
 
 def container_of(output: Path, dialect: Dialect) -> Container:
     """The container that a file's name asks for."""
-    if str(output) == "-":
-        raise CheckpointError("-o - cannot be: a checkpoint is read back before it is let go, so name a file")
     possible = [WRITTEN[name] for name in dialect.containers]
     found = next((row for row in possible if output.suffix.lower() in row.suffixes or "" in row.suffixes), None)
     if found is None:
@@ -125,4 +149,4 @@ def _verified(
     """Read the file back, compare every bit, and run both sides."""
     written = watched(open_checkpoint(part, Wishes(dialect=target, freqs=settings.wishes.freqs)), total, watch)
     verify.compare(written, wanted)
-    return verify.loss(original), verify.loss(written)
+    return verify.loss(original, original.own), verify.loss(written)

@@ -12,9 +12,11 @@ import numpy as np
 
 from bdh_convert.frequencies import table
 from bdh_convert.tensors import F32, Tensor
+from bdh_spec.checkpoint import FREQS
 from bdh_spec.config import BDHConfig
 from bdh_spec.errors import ParamsError
 from bdh_spec.params import Params
+from bdh_spec.rope import Frequencies
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class Dialect:
     name: str
     names: Params  # the dialect's name of each of our weights
     transposed: frozenset[str] = frozenset()  # our weights that it stores with their two axes swapped
-    freqs: str | None = None  # its name of the frequency table, when it stores one
+    freqs: str | None = None  # its name of the frequency table, when it stores one: that of every model,
+    own_freqs: str | None = None  # or only that of a model which brings its own
     gate: str | None = None  # an unused tensor that its loader insists on
     containers: tuple[str, ...] = ("safetensors",)  # that we write it in, the default first
 
@@ -39,8 +42,8 @@ CANONICAL = Params(*Params._fields)
 DIALECTS = {
     dialect.name: dialect
     for dialect in (
-        Dialect("numpy", CANONICAL),
-        Dialect("jax", CANONICAL),
+        Dialect("numpy", CANONICAL, own_freqs=FREQS),
+        Dialect("jax", CANONICAL, own_freqs=FREQS),
         Dialect("torch", UPSTREAM, freqs="attn.freqs", containers=("safetensors", "pt")),
         Dialect("mlx", UPSTREAM, freqs="attn.freqs", gate=GATE, containers=("safetensors", "npz")),
         Dialect("hf", HUGGING_FACE, transposed=frozenset({"lm_head"}), containers=("hf",)),
@@ -60,12 +63,14 @@ def from_dialect(dialect: Dialect, tensors: Mapping[str, Tensor]) -> Params:
     return Params(*(_turned(dialect, ours, tensors[theirs].named(ours)) for ours, theirs in weights))
 
 
-def to_dialect(dialect: Dialect, weights: Params, config: BDHConfig, freqs: Tensor | None) -> list[Tensor]:
-    """The tensors of a dialect's file, out of our five weights."""
+def to_dialect(dialect: Dialect, weights: Params, config: BDHConfig, freqs: Frequencies | None) -> list[Tensor]:
+    """The tensors of a dialect's file, out of our five weights and the model's own frequencies if it brings any."""
     named = zip(Params._fields, dialect.names, weights, strict=True)
     tensors = [_turned(dialect, ours, weight).named(theirs) for ours, theirs, weight in named]
     if dialect.freqs:
-        tensors.append((freqs or table(config)).named(dialect.freqs))
+        tensors.append(table(config, freqs).row().named(dialect.freqs))
+    elif dialect.own_freqs and freqs:
+        tensors.append(table(config, freqs).named(dialect.own_freqs))
     if dialect.gate:
         tensors.append(Tensor.of(dialect.gate, np.zeros((config.n_embd, 1), F32)))
     return tensors

@@ -83,6 +83,10 @@ class Candidate:
     def _tensor(self, name: str) -> Tensor | None:
         return next((entry.value for entry in self.named.get(name, []) if isinstance(entry.value, Tensor)), None)
 
+    def entries(self) -> set[Path]:
+        """Where in the file they are."""
+        return {entry.path for of_name in self.named.values() for entry in of_name}
+
     def count(self) -> int:
         """How many names stand for numbers, readable or not."""
         return sum(not all(_is_plain(entry.value) for entry in of_name) for of_name in self.named.values())
@@ -129,16 +133,21 @@ def entries(tree: Mapping[Any, Any]) -> Iterator[Entry]:
 
 
 def children(value: Any) -> list[tuple[Any, Any]] | None:
-    """What a mapping holds, or a list of mappings or tensors, by key; None for all else."""
+    """What a mapping holds, or a list of mappings, tensors or named tensors, by key; None for all else."""
     if isinstance(value, Mapping):
         return list(value.items())
-    if isinstance(value, (list, tuple)) and any(isinstance(item, (Mapping, Tensor)) for item in value):
-        return list(enumerate(value))
-    return None
+    if not isinstance(value, (list, tuple)):
+        return None
+    if value and all(isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], Tensor) for item in value):
+        return [(name, tensor) for name, tensor in value]
+    return list(enumerate(value)) if any(isinstance(item, (Mapping, Tensor)) for item in value) else None
+
+
+SEPARATORS = re.compile(r"\.|/|'\]\['|^\['|'\]$")  # of torch and MLX, of Flax, and of JAX's keystr
 
 
 def _own_parts(path: Path) -> Path:
-    parts = [part for key in path for part in key.split(".")]
+    parts = [part for key in path for part in SEPARATORS.split(key) if part or key == part]
     return tuple(part for part in parts[:-1] if not part.startswith("_") and part != "module") + tuple(parts[-1:])
 
 
@@ -173,13 +182,30 @@ def find(tree: Mapping[Any, Any], wanted: str | None = None) -> Found:
     """The set of weights in a file; where there are several, the one under the prefix ``wanted``."""
     everything = list(entries(tree))
     found = candidates(everything)
-    whole = [candidate for candidate in found if candidate.is_whole()]
+    whole = _largest([candidate for candidate in found if candidate.is_whole()])
     fitting = [candidate for candidate in whole if candidate.fits()]
     chosen = _choose(fitting or whole or found[:1], wanted)
     if chosen is None or chosen.count() < ENOUGH:
-        names = [entry.name for entry in everything if isinstance(entry.value, Tensor)] or [entry.name for entry in everything]
-        raise CheckpointError(f"the file holds {some(names) or 'nothing'}: no dialect of BDH has these names")
+        raise CheckpointError(_nothing_in(everything))
     return _sorted_out(chosen, everything, whole)
+
+
+def _nothing_in(everything: Sequence[Entry]) -> str:
+    """Why a file without weights is none of BDH: an object that holds them, or other names."""
+    names = [entry.name for entry in everything if isinstance(entry.value, Tensor)]
+    module = next((entry for entry in everything if isinstance(entry.value, Unreadable) and entry.value.is_module()), None)
+    if module and not names:
+        pickled = f"{shown(module.name, 80)} as a pickled {shown(module.value.qualified, 80)} object"
+        return f"the file holds {pickled}: save its state_dict() instead"
+    return (
+        f"the file holds {some(names or [entry.name for entry in everything]) or 'nothing'}: no dialect of BDH has these names"
+    )
+
+
+def _largest(whole: Sequence[Candidate]) -> list[Candidate]:
+    """Those that are no part of another, as a set without its head is."""
+    entries = {id(candidate): candidate.entries() for candidate in whole}
+    return [candidate for candidate in whole if not any(entries[id(candidate)] < other for other in entries.values())]
 
 
 def _choose(found: Sequence[Candidate], wanted: str | None) -> Candidate | None:
@@ -206,7 +232,7 @@ def _sorted_out(chosen: Candidate, everything: Sequence[Entry], whole: Sequence[
     tensors: dict[str, Tensor] = {}
     tables, ignored = [], []
     for entry in everything:
-        name = _name_in(chosen.prefix, home, entry)
+        name = _name_in(chosen.prefix, entry)
         owner = next((prefix for prefix in prefixes if entry.parts[: len(prefix)] == prefix), chosen.prefix)
         table = FREQS.fullmatch(name) is not None and not any(map(is_an_optimizers, entry.parts[:-1]))
         known = table or name in chosen.layout
@@ -227,11 +253,11 @@ def _sorted_out(chosen: Candidate, everything: Sequence[Entry], whole: Sequence[
     return Found(chosen.layout, chosen.label, home, tensors, tuple(tables), tuple(dict.fromkeys(ignored)))
 
 
-def _name_in(prefix: Path, home: Path, entry: Entry) -> str:
-    """An entry's name as seen from the weights, or else from their mapping."""
-    if entry.parts[: len(prefix)] == prefix:
-        return ".".join(entry.parts[len(prefix) :])
-    return ".".join(_own_parts(entry.path[len(home) :])) if entry.path[: len(home)] == home else entry.name
+def _name_in(prefix: Path, entry: Entry) -> str:
+    """An entry's name as seen from where its way parts from that to the weights."""
+    under = entry.parts[: len(prefix)] == prefix
+    shared = len(prefix) if under else len(_common([prefix, entry.parts[:-1]]))
+    return ".".join(entry.parts[shared:])
 
 
 def _is_plain(value: Any) -> bool:

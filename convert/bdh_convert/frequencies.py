@@ -10,12 +10,29 @@ import numpy as np
 from bdh_convert.tensors import FLOATS, Tensor
 from bdh_spec import rope, stored_table
 from bdh_spec.config import BDHConfig
-from bdh_spec.errors import ParamsError
+from bdh_spec.errors import ConfigError, ParamsError
+from bdh_spec.params import Array
+from bdh_spec.rope import Frequencies
 
 
-def table(config: BDHConfig) -> Tensor:
-    """The normative table in the shape in which files store it."""
-    return Tensor.of("freqs", rope.frequencies(config.n_neurons)).row()
+def table(config: BDHConfig, freqs: Frequencies | None) -> Tensor:
+    """The normative table or a model's own, float32 (N,)."""
+    return Tensor.of("freqs", rope.frequencies(config.n_neurons) if freqs is None else freqs.array)
+
+
+def values_of(stored: Tensor, config: BDHConfig) -> Array:
+    """The numbers of a stored table, float32 (N,)."""
+    demand_table(stored, config)
+    with np.errstate(over="ignore"):
+        return stored.load().reshape(-1).astype(np.float32)
+
+
+def as_frequencies(name: str, values: Array) -> Frequencies:
+    """A stored table as a model's own."""
+    try:
+        return Frequencies(values)
+    except ConfigError as error:
+        raise ParamsError(f"{name} is no table that a model can turn by: {error}") from None
 
 
 def deviation(stored: Tensor, config: BDHConfig) -> float:

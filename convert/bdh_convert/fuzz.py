@@ -2,18 +2,23 @@
 
 A sound file is changed at random, byte by byte and in its structure: entries of archives with a right checksum, headers with
 a right length, configurations and pickles of values that Hypothesis makes up. Whatever a reader then does is fine if it reads
-the file or refuses it by an error of this project, soon, in little memory, and runs nothing. Hypothesis comes with the extra
-``conformance``.
+the file or refuses it by an error of this project, soon, in little memory, runs nothing and writes nothing. With ``--guided``
+the same changes are made to whatever reached new code before, by atheris. Hypothesis comes with the extra ``conformance``,
+atheris from PyPI. Other packages add readers by the entry-point group ``bdh_spec.fuzzed``: the file that is changed, what makes
+it, and what reads it.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import pickle
+import random
 import resource
 import struct
+import subprocess
 import sys
 import tempfile
 import time
@@ -21,8 +26,12 @@ import traceback
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -90,8 +99,39 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(KEYS) | st.text(), inner),
     max_leaves=8,
 )
-EDITS = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 5), st.binary(max_size=12)), min_size=1, max_size=5)
-CHANGES = st.builds(Change, EDITS, VALUES, st.booleans())
+IN_MEMORY = Path("/dev/shm")  # a disk takes longer than a reader
+MADE_UP = 400  # values that Hypothesis makes up, to be used again and again: it takes far longer than a reader
+
+
+def made_up(start: int) -> list[Any]:
+    """Values of every kind."""
+    values: list[Any] = []
+
+    @seed(start)
+    @settings(
+        max_examples=MADE_UP, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+    )
+    @given(VALUES)
+    def once(value: Any) -> None:
+        values.append(value)
+
+    once()
+    return values
+
+
+def changes(start: int) -> Iterator[Change]:
+    """Changes without end."""
+    values, chance = made_up(start), random.Random(start)
+    while True:
+        yield drawn(chance, values)
+
+
+def drawn(chance: random.Random, values: list[Any]) -> Change:
+    """One change."""
+    edits = [
+        (chance.random(), chance.randrange(6), chance.randbytes(chance.randrange(13))) for _ in range(chance.randint(1, 5))
+    ]
+    return Change(edits, chance.choice(values), chance.random() < 0.5)
 
 
 def edited(data: bytes, change: Change) -> bytes:
@@ -301,34 +341,55 @@ class Figures:
         )
 
 
-def fuzz(name: str, runs: int, start: int = 0) -> Figures:
-    """Change a reader's file ``runs`` times, and read it each time."""
-    reader, figures = READERS[name], Figures()
-    with tempfile.TemporaryDirectory() as folder:
+def fuzz(name: str, runs: int, start: int = 0, seconds: float = math.inf) -> Figures:
+    """Change a reader's file ``runs`` times, or as long as ``seconds`` last, and read it each time."""
+    return fuzzed(readers()[name], runs, start, seconds)
+
+
+def fuzzed(reader: Reader, runs: int, start: int = 0, seconds: float = math.inf) -> Figures:
+    """The same of any reader."""
+    figures, end = Figures(), time.monotonic() + seconds
+    with sound(reader) as (file, path):
+        data = file.read_bytes()
+        for change in islice(changes(start), runs):
+            file.write_bytes(reader.mutate(data, change))
+            attempt(reader, path, figures)
+            if time.monotonic() > end:
+                break
+    return figures
+
+
+@contextmanager
+def sound(reader: Reader) -> Iterator[tuple[Path, Path]]:
+    """A file that is sound, and the path by which it is read, in a folder where nothing else may appear."""
+    here = Path.cwd()
+    with tempfile.TemporaryDirectory(dir=IN_MEMORY if IN_MEMORY.is_dir() else None) as folder:
         file, path = Path(folder) / reader.file, Path(folder) / reader.file.split("/")[0]
         reader.make(path)
-        sound = file.read_bytes()
         reader.use(path)
         os.chdir(folder)
+        try:
+            yield file, path
+        finally:
+            os.chdir(here)
 
-        @seed(start)
-        @settings(
-            max_examples=runs, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
-        )
-        @given(CHANGES)
-        def once(change: Change) -> None:
-            file.write_bytes(reader.mutate(sound, change))
-            attempt(reader, path, figures)
 
-        once()
-        os.chdir("/")
-    return figures
+def readers() -> dict[str, Reader]:
+    """Ours, and those that other packages name."""
+    others = {point.name: point.load() for point in entry_points(group="bdh_spec.fuzzed")}
+    return READERS | {name: of_others(*parts) for name, parts in sorted(others.items())}
+
+
+def of_others(file: str, make: Callable[[Path], object], use: Callable[[Path], object]) -> Reader:
+    """A reader of another package; how to change its file shows in the name."""
+    return Reader(file, make, {".json": in_json, ".safetensors": in_safetensors}.get(Path(file).suffix, edited), use)
 
 
 def attempt(reader: Reader, path: Path, figures: Figures) -> None:
     """Read a file once and count what comes of it."""
     figures.runs += 1
-    begun, before = time.process_time(), peak()  # of this one attempt: Hypothesis remembers all, which takes memory too
+    there = listing()
+    begun, before = time.process_time(), peak()
     try:
         reader.use(path)
         figures.read += 1
@@ -343,9 +404,15 @@ def attempt(reader: Reader, path: Path, figures: Figures) -> None:
     figures.slowest, figures.grown = max(figures.slowest, took), max(figures.grown, peak() - before)
     if took > MOST_SECONDS:
         figures.faults["more than a second"] += 1
-    if Path(WITNESS).exists():
-        figures.faults["a payload was executed"] += 1
-        Path(WITNESS).rmdir()
+    if listing() != there:
+        figures.faults["a payload was executed, or something was written"] += 1
+        for made in listing() - there:
+            Path(made).rmdir() if Path(made).is_dir() else Path(made).unlink()
+
+
+def listing() -> set[str]:
+    """What is in the working folder."""
+    return set(os.listdir())  # noqa: PTH208  names are all that is wanted, thousands of times a second
 
 
 def peak() -> int:
@@ -355,20 +422,40 @@ def peak() -> int:
 
 
 @click.command()
-@click.argument("readers", nargs=-1, type=click.Choice(list(READERS)))
+@click.argument("names", nargs=-1, metavar="[READER]...")
 @click.option("--runs", default=20_000, show_default=True, help="How many files for each reader.")
 @click.option("--seed", "start", default=0, show_default=True, help="Other seeds make other files.")
-def command(readers: tuple[str, ...], runs: int, start: int) -> None:
-    """Read mutated files with READERS, or with all, and exit 1 if one does anything but read or refuse them."""
+@click.option("--guided", is_flag=True, help="Let coverage guide the changes; needs atheris.")
+@click.option("--seconds", type=int, help="Go on to the next reader after this long.")
+def command(names: tuple[str, ...], runs: int, start: int, guided: bool, seconds: int | None) -> None:
+    """Read mutated files with each READER, or with all, and exit 1 if one does anything but read or refuse them."""
     warnings.simplefilter("ignore")
+    if unknown := [name for name in names if name not in readers()]:
+        raise click.UsageError(f"no reader is named {unknown[0]!r}: there are {', '.join(readers())}")
+    if guided and find_spec("atheris") is None:
+        raise click.UsageError("--guided needs atheris: pip install atheris")
     failed = False
-    for name in readers or READERS:
-        figures = fuzz(name, runs, start)
+    for name in names or readers():
+        begun = time.monotonic()
+        figures = guide(name, runs, start, seconds) if guided else fuzz(name, runs, start, seconds or math.inf)
         failed = failed or bool(figures.faults) or figures.grown > MOST_BYTES
-        click.echo(figures.line(name))
+        click.echo(f"{figures.line(name)}; {figures.runs / (time.monotonic() - begun):,.0f} a second")
         for fault, times in figures.faults.most_common(10):
             click.echo(f"  {times:,} times {fault}")
     sys.exit(failed)
+
+
+def guide(name: str, runs: int, start: int, seconds: int | None) -> Figures:
+    """Change a reader's file under the guidance of coverage, in a process of its own, which ends when its fuzzer likes."""
+    with tempfile.TemporaryDirectory() as folder:
+        told = Path(folder) / "figures.json"
+        words = [name, str(told), str(runs), str(start), str(seconds or 0)]
+        done = subprocess.run([sys.executable, "-m", "bdh_convert.guided", *words], capture_output=True, text=True, check=False)
+        found = json.loads(told.read_text()) if told.exists() else {}
+    figures = Figures(**found | {"faults": Counter(found.get("faults", {}))})
+    if done.returncode:
+        figures.faults[f"the process ended with {done.returncode}: {done.stderr[-300:]!r}"] += 1
+    return figures
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -23,6 +24,7 @@ from bdh_spec.files import check_readable, held, part_of, shown, sync
 CONFIG = "config.json"
 WEIGHTS, PICKLED = "model.safetensors", "pytorch_model.bin"
 INDICES = {f"{name}.index.json": name for name in (WEIGHTS, PICKLED)}  # where the weights are in shards
+MAX_SHARD_SIZE = 50 * 10**9  # bytes, from which transformers makes shards as well
 # What describes other weights than those that were just written beside it.
 STALE = ("model*.safetensors", "pytorch_model*.bin", *INDICES, "tokenizer*", "special_tokens_map.json", "added_tokens.json")
 
@@ -60,7 +62,7 @@ def _shard(path: Path) -> Contents:
     return (safetensors_file if safetensors_file.looks_like(path) else pickle_file).read(path)
 
 
-def write(part: Path, tensors: Iterable[Tensor], about: Mapping[str, str]) -> None:
+def write(part: Path, tensors: Iterable[Tensor], about: Mapping[str, str], max_shard_size: int = MAX_SHARD_SIZE) -> None:
     """Fill a folder that BDHForCausalLM.from_pretrained reads."""
     tensors = list(tensors)
     found = tensors[0].dtype.name
@@ -68,8 +70,39 @@ def write(part: Path, tensors: Iterable[Tensor], about: Mapping[str, str]) -> No
     config = BDHConfig.from_dict(json.loads(about["config"]))
     (part / CONFIG).write_text(json.dumps(_config_json(config, dtype), indent=2) + "\n")
     tokenizer.write(part, about.get("tokenizer"))
-    # transformers refuses a file whose metadata does not name a framework it knows
-    safetensors_file.write(part / WEIGHTS, tensors, {**about, "format": "pt"})
+    about = {**about, "format": "pt"}  # transformers refuses a file whose metadata does not name a framework it knows
+    shards = in_shards(tensors, max_shard_size)
+    for name, shard in shards.items():
+        safetensors_file.write(part / name, shard, about)
+    if len(shards) > 1:
+        (part / f"{WEIGHTS}.index.json").write_text(json.dumps(_index(shards), indent=2, sort_keys=True) + "\n")
+
+
+def in_shards(tensors: Iterable[Tensor], most: int) -> dict[str, list[Tensor]]:
+    """The files of a folder and their tensors, in order: as many to a file as fit in ``most`` bytes, and at least one."""
+    shards: list[list[Tensor]] = [[]]
+    room = most
+    for tensor in tensors:
+        if tensor.nbytes > room and shards[-1]:
+            shards.append([])
+            room = most
+        shards[-1].append(tensor)
+        room -= tensor.nbytes
+    if len(shards) == 1:
+        return {WEIGHTS: shards[0]}
+    return {f"model-{k:05}-of-{len(shards):05}.safetensors": shard for k, shard in enumerate(shards, 1)}
+
+
+def _index(shards: Mapping[str, list[Tensor]]) -> dict[str, Any]:
+    """Which shard holds which tensor, as transformers looks it up."""
+    tensors = [tensor for shard in shards.values() for tensor in shard]
+    return {
+        "metadata": {
+            "total_parameters": sum(math.prod(tensor.shape) for tensor in tensors),
+            "total_size": sum(tensor.nbytes for tensor in tensors),
+        },
+        "weight_map": {tensor.name: name for name, shard in shards.items() for tensor in shard},
+    }
 
 
 def _config_json(config: BDHConfig, dtype: str) -> dict[str, Any]:
@@ -126,8 +159,8 @@ def _publish(part: Path, path: Path) -> None:
 
 
 def stale(path: Path) -> list[Path]:
-    """The files of a folder that would describe other weights than those that are written into it."""
-    return sorted({file for pattern in STALE for file in path.glob(pattern)} - {path / WEIGHTS})
+    """The files of a folder that would describe other weights than those that are written into it, unless replaced."""
+    return sorted({file for pattern in STALE for file in path.glob(pattern)})
 
 
 def _move_into(part: Path, path: Path) -> None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import reprlib
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from rich.table import Table
 
 from bdh_convert import verify
-from bdh_convert.checkpoint import Checkpoint, of
+from bdh_convert.checkpoint import Checkpoint, of, open_checkpoint
 from bdh_convert.raw import chunks
 from bdh_convert.steps import NOTHING_SAID, STEPS, Draft, Wishes, begin
 from bdh_convert.tensors import FLOATS, Tensor
@@ -20,6 +21,7 @@ from bdh_convert.watch import Watch, counted, ignore, watched
 from bdh_spec.errors import BDHError
 from bdh_spec.files import reading, shown
 from bdh_spec.params import count
+from bdh_spec.registry import Freqs
 
 MOST = 200  # tensors, or keys of a configuration, that a report lists
 DEEPEST = 4  # mappings within mappings
@@ -33,12 +35,13 @@ def report(path: Path, wishes: Wishes = NOTHING_SAID, watch: Watch = ignore) -> 
         refusals = _collected(draft)
         listed = list(draft.tensors.values())[:MOST]
         checkpoint = None if refusals else of(draft)
-        total = sum(tensor.nbytes for tensor in listed) + (verify.traffic(checkpoint) if checkpoint else 0)
+        total = sum(tensor.nbytes for tensor in listed) + (_runs(checkpoint) * verify.traffic(checkpoint) if checkpoint else 0)
         tensors = [_statistics(counted(tensor, total, watch)) for tensor in listed]
         suspicious = [*draft.notes, *refusals, *_in_values(tensors)]
         if len(draft.tensors) > MOST:
             suspicious.append(f"{len(draft.tensors) - MOST:,} more tensors are not listed")
         loss = _run(watched(checkpoint, total, watch), suspicious) if checkpoint else None
+        suspicious += _choice(path, wishes) if draft.undecided and len(refusals) == 1 else []
         return {
             "path": str(path),
             "container": draft.contents.container,
@@ -66,6 +69,16 @@ def _collected(draft: Draft) -> list[str]:
     return refusals
 
 
+def _choice(path: Path, wishes: Wishes) -> list[str]:
+    """What a model says by its own frequencies and by BDH's, where the user has to choose."""
+    losses = {}
+    for wish in get_args(Freqs):
+        with suppress(BDHError):
+            losses[wish] = verify.loss(open_checkpoint(path, replace(wishes, freqs=wish)))
+    said = {"keep": "by its own frequencies", "reset": "by BDH's"}
+    return [f"--freqs {wish}: the loss on a sentence is {loss:.6f} {said[wish]}" for wish, loss in losses.items()]
+
+
 def _in_values(tensors: list[dict[str, Any]]) -> list[str]:
     lines = [
         f"{tensor['name']} holds {tensor['nonfinite']:,} values that are not finite"
@@ -81,10 +94,15 @@ def _unused(tensor: dict[str, Any]) -> bool:
     return tensor["name"] == "lm_gate"
 
 
+def _runs(checkpoint: Checkpoint) -> int:
+    """How often a checkpoint is run: a square head is looked at from both sides."""
+    return 2 if checkpoint.config.vocab_size == checkpoint.config.n_embd else 1
+
+
 def _run(checkpoint: Checkpoint, suspicious: list[str]) -> float | None:
     """The specification's loss on a sentence, with a look at the head from the side where it is square."""
     loss = verify.loss(checkpoint)
-    if checkpoint.config.vocab_size == checkpoint.config.n_embd:
+    if _runs(checkpoint) > 1:
         turned = checkpoint.weights._replace(lm_head=checkpoint.weights.lm_head.transposed())
         other = verify.loss(replace(checkpoint, weights=turned))
         if other < loss - CLEARLY:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ def about(config: BDHConfig, dialect: str, tokenizer: str | None) -> dict[str, s
 
 
 def said_of_itself(path: Path, found: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration, dialect and tokenizer among a file's metadata, as fields of Contents."""
+    """The configuration, dialect and tokenizer among a file's metadata, and whose it is, as fields of Contents."""
     metadata = {key: value for key, value in found.items() if isinstance(value, str)}
     if metadata.get("format") == checkpoint.STATE_FORMAT:
         raise CheckpointError(f"{path} is a saved recurrent state and holds no weights: name the checkpoint it came from")
@@ -33,10 +34,20 @@ def said_of_itself(path: Path, found: Mapping[str, Any]) -> dict[str, Any]:
     if ours and "config" not in metadata:
         raise CheckpointError(f"{path} follows specification {theirs} and holds no configuration: convert it again")
     return {
-        "config": parse_config(path, metadata["config"]) if ours else None,
+        "config": parse_config(path, metadata["config"]) if ours else _of_others(metadata),
         "dialect": dialect,
         "tokenizer": metadata.get("tokenizer") if ours else None,
+        "is_ours": ours,
     }
+
+
+def _of_others(metadata: Mapping[str, str]) -> dict[str, Any] | None:
+    """A configuration that others wrote among a file's metadata, under whichever name; the first that tells of layers."""
+    for text in metadata.values():
+        if text.startswith("{") and ("n_layer" in text or "num_hidden_layers" in text):
+            with suppress(ValueError, RecursionError):
+                return dict(json.loads(text))
+    return None
 
 
 def parse_config(path: Path, text: str | bytes) -> dict[str, Any]:

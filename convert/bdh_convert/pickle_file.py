@@ -21,6 +21,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from bdh_convert.find import children
 from bdh_convert.metadata import parse_config, said_of_itself
 from bdh_convert.raw import SMALL, Archive, is_zip, raw_bytes
 from bdh_convert.tensors import BF16, F16, F32, F64, Contents, Tensor, Unreadable
@@ -45,6 +46,7 @@ Order: TypeAlias = Literal["<", ">"]
 ALIGNMENT = 64  # what torch gives its storages, so that they can be mapped
 LONGEST = 16 << 20  # bytes of a pickle
 MOST_STEPS = 1 << 19  # of a pickle: each can make an object
+MOST_REPEATED = 1 << 20  # numbers of a tensor that repeats those of its storage
 MOST_NAMES = 1000  # of classes and functions in a pickle
 
 
@@ -61,10 +63,11 @@ def read(path: Path) -> Contents:
     content, said = load(Archive(path))
     if isinstance(content, Foreign):
         raise CheckpointError(f"{path} is a pickled {shown(content.qualified, 80)} object: save its state_dict() instead")
-    if not isinstance(content, Mapping):
+    tree = dict(children(content) or []) if isinstance(content, (list, tuple)) else content
+    if not isinstance(tree, Mapping) or (not tree and tree is not content):
         kind = type(content).__name__
         raise CheckpointError(f"{path} holds a {kind}: a checkpoint is a state dict, or a dict around one")
-    return Contents(path, "pt", content, **said_of_itself(path, parse_config(path, said) if said else {}))
+    return Contents(path, "pt", tree, **said_of_itself(path, parse_config(path, said) if said else {}))
 
 
 def load(file: Archive) -> tuple[Any, bytes]:
@@ -98,6 +101,10 @@ class Foreign(Unreadable):
     def __setitem__(self, key: Any, value: Any) -> None:
         self.items = self.items or {}
         self.items[key] = value
+
+    def is_module(self) -> bool:
+        """Whether it is a module of torch, which keeps its weights under this name."""
+        return isinstance(self.state, Mapping) and "_parameters" in self.state
 
     def append(self, value: Any) -> None:
         pass
@@ -159,17 +166,25 @@ def _rebuild_typed(rebuild: Any, kind: Any, arguments: tuple[Any, ...], *_: Any)
 
 
 def _rebuild_tensor(
-    storage: Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: Any
+    storage: Storage,
+    offset: int,
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    requires_grad: bool = False,
+    hooks: Any = None,
+    flags: Any = None,
 ) -> Tensor | Unreadable:
     """A view of a storage, which must not reach beyond it."""
     if storage.dtype is None:
         return Quantised(storage.kind)
+    if flags:  # such as that all values are to be taken negative
+        return Quantised(f"{storage.kind} tensor with {shown(flags, 80)}")
     numbers = (offset, storage.count, *shape, *stride)
     if len(shape) != len(stride) or any(type(number) is not int or not 0 <= number < 2**62 for number in numbers):
         raise CheckpointError(f"a tensor of shape {shown(shape, 80)} and stride {shown(stride, 80)}")
     count: int = math.prod(shape)
     last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
-    if count > storage.count or (count and last >= storage.count):
+    if count > max(storage.count, MOST_REPEATED) or (count and last >= storage.count):
         raise CheckpointError(f"a tensor of shape {shown(shape, 80)} reaches beyond its storage of {storage.count}")
     steps = tuple(step * storage.dtype.itemsize for step in stride)
 
@@ -186,10 +201,43 @@ class Quantised(Unreadable):
         self.qualified = kind
 
 
+class Described(Foreign):
+    """A dtype of NumPy's: its letter and size, and then the order of its bytes."""
+
+    letter = ""
+
+    def __init__(self, letter: Any = "", *_: Any) -> None:
+        self.letter = letter if isinstance(letter, str) else ""
+
+
+def _scalar(described: Any, data: Any = b"") -> Any:
+    """A number of NumPy's, as configurations and metrics hold them, or something inert."""
+    dtype = SCALARS.get(described.letter) if isinstance(described, Described) else None
+    order = described.state[1] if dtype and isinstance(described.state, tuple) and len(described.state) > 1 else "<"
+    if dtype is None or not isinstance(data, bytes) or len(data) != dtype.itemsize:
+        return Quantised("number of NumPy's")
+    return np.frombuffer(data, dtype.newbyteorder(">" if order == ">" else "<"))[0].item()
+
+
+def _encoded(text: Any, codec: Any) -> bytes:
+    """Bytes, as the older protocols spell them."""
+    return str(text).encode("latin1") if codec == "latin1" else b""
+
+
+SCALARS = {
+    f"{kind}{size}": np.dtype(f"<{kind}{size}")
+    for kind, sizes in {"f": "248", "i": "1248", "u": "1248"}.items()
+    for size in sizes
+} | {"b1": np.dtype("?")}
+
 # What a pickle may name; a dtype stands for the storage of its numbers. All else is inert.
 KNOWN: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("torch", "Size"): tuple,
+    ("_codecs", "encode"): _encoded,
+    ("numpy", "dtype"): Described,
+    ("numpy.core.multiarray", "scalar"): _scalar,
+    ("numpy._core.multiarray", "scalar"): _scalar,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
     ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,

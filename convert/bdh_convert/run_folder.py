@@ -26,6 +26,11 @@ def is_deepspeed(path: Path) -> bool:
     return _latest(path) is not None
 
 
+def is_adapter(path: Path) -> bool:
+    """Whether PEFT wrote a folder, without the model."""
+    return (path / "adapter_config.json").is_file()
+
+
 def read_deepspeed(path: Path) -> Contents:
     """The weights of a run whose every process held all of them."""
     folder = _latest(path) or path

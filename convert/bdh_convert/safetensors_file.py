@@ -8,21 +8,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors
 
 from bdh_convert.metadata import said_of_itself
-from bdh_convert.raw import fetch_raw, raw_bytes
+from bdh_convert.raw import fetch_raw
 from bdh_convert.tensors import Contents, Tensor, Unreadable
-from bdh_spec.dtypes import TABLE
+from bdh_spec import safetensors_writer
 from bdh_spec.errors import CheckpointError
+from bdh_spec.safetensors_writer import DTYPES
 
-DTYPES = {
-    **{kind.short.upper(): kind.numpy for kind in TABLE},
-    "BOOL": np.dtype("?"),
-    **{f"{kind}{bits}": np.dtype(f"<{kind.lower()}{bits // 8}") for kind in "IU" for bits in (8, 16, 32, 64)},
-}
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
 LONGEST_HEADER = 4 << 20  # bytes, enough for tens of thousands of tensors
 
 
@@ -70,19 +64,4 @@ class Quantised(Unreadable):
 
 def write(part: Path, tensors: Iterable[Tensor], about: Mapping[str, str]) -> None:
     """Write the tensors one after the other."""
-    tensors = list(tensors)
-    header = _header(tensors, about)
-    with part.open("wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
-        for tensor in tensors:
-            file.write(raw_bytes(tensor.load()))
-
-
-def _header(tensors: Iterable[Tensor], about: Mapping[str, str]) -> bytes:
-    entries: dict[str, Any] = {"__metadata__": dict(about)}
-    end = 0
-    for tensor in tensors:
-        start, end = end, end + tensor.nbytes
-        entries[tensor.name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    return text + b" " * (-len(text) % 8)  # padded so that the first tensor is aligned
+    safetensors_writer.write(part, tensors, about)

@@ -5,23 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, TypeAlias
 
 import numpy as np
 
 from bdh_convert import containers, tokenizer
-from bdh_convert.configs import CONFIGS, complete, is_tied, refuse_alibi, unreadable_in, written_in
+from bdh_convert.configs import complete, is_a_configuration, is_tied, refuse_alibi, unreadable_in, written_in
 from bdh_convert.dialects import DIALECTS, GATE, Dialect, from_dialect, speaker
 from bdh_convert.find import complain, find, some
-from bdh_convert.frequencies import deviation, is_the_table
+from bdh_convert.frequencies import as_frequencies, deviation, is_the_table, values_of
 from bdh_convert.metadata import parse_config
 from bdh_convert.raw import read_small
 from bdh_convert.tensors import FLOATS, Contents, Tensor
 from bdh_spec.config import BDHConfig
 from bdh_spec.errors import ParamsError
-from bdh_spec.params import Params, check_params, shapes
-
-Freqs: TypeAlias = Literal["keep", "reset"]
+from bdh_spec.params import Array, Params, check_params, shapes
+from bdh_spec.registry import Freqs
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,8 @@ class Draft:
     dialect: Dialect | None = None
     weights: Params | None = None  # of Tensor
     config: BDHConfig | None = None
-    freqs: Tensor | None = None  # a frequency table that is not BDH's, kept because the user said so
+    own: Array | None = None  # frequencies (N,) that the file holds and that are not BDH's
+    undecided: bool = False  # whether the user has to say what becomes of them
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def find_weights(draft: Draft) -> None:
         )
     config = contents.config or written_in(contents.tree, found.home)
     draft.contents = replace(contents, config=config)
-    known = [name for name in found.ignored if name not in CONFIGS]
+    known = [name for name in found.ignored if not is_a_configuration(name, contents.tree)]
     draft.notes += [f"left out, being no weights: {some(known)}"] if known else []
     if unreadable := unreadable_in(contents.tree):
         draft.notes.append(f"nothing can be read of {some(unreadable)}: give what it says of the model, and look what it was")
@@ -166,22 +165,38 @@ def check_layout(draft: Draft) -> None:
 
 
 def decide_frequencies(draft: Draft) -> None:
-    """BDH's table is one for all; another is refused unless the user says what to do with it."""
+    """BDH's table is one for all. A canonical file's own is part of its model; any other was trained by accident.
+
+    What to do with that the user decides: whether the model computes by it, or by BDH's.
+    """
     assert draft.config is not None
-    foreign = [stored for stored in draft.tables if not is_the_table(stored, draft.config)]
-    if not foreign:
+    config, tables = draft.config, [(stored, values_of(stored, draft.config)) for stored in draft.tables]
+    foreign = next((pair for pair in tables if not is_the_table(pair[0], config)), None)
+    if foreign is None:
         return
-    off = f"{foreign[0].name} differs from BDH's frequency table by up to {deviation(foreign[0], draft.config):.3g} of a value"
-    if draft.wishes.freqs is None:
+    name, own = foreign[0].name, foreign[1]
+    off = f"{name} differs from BDH's frequency table by up to {deviation(foreign[0], config):.3g} of a value"
+    wish = draft.wishes.freqs or ("keep" if describes_itself(draft, foreign[0]) else None)
+    if wish is None:
+        draft.undecided = True
         raise ParamsError(
-            f"{off}, so it was trained or belongs to another model: bdh-convert --freqs reset writes BDH's table, --freqs keep"
-            " this one"
+            f"{off}, so it was trained or belongs to another model: --freqs reset takes BDH's table, which changes what the"
+            " model computes, --freqs keep this one (in Python freqs=)"
         )
-    if draft.wishes.freqs == "reset":
-        draft.notes.append(f"{off}: BDH's table is written instead, which changes what the model computes")
+    if other := next((stored for stored, values in tables if not np.array_equal(values, own, equal_nan=True)), None):
+        raise ParamsError(f"{other.name} and {name} differ, and BDH has one table for all layers: this is another model")
+    draft.own = own
+    if wish == "keep":
+        draft.config = replace(config, freqs=as_frequencies(name, own))
+        draft.notes.append(f"{off}: it is kept, the model computes by it, and the result is not BDH by the published table")
     else:
-        draft.freqs = foreign[0].row()
-        draft.notes.append(f"{off}: it is kept, and the result is not BDH")
+        draft.notes.append(f"{off}: BDH's table is written instead, which changes what the model computes")
+
+
+def describes_itself(draft: Draft, stored: Tensor) -> bool:
+    """Whether a table is one that our canonical files carry."""
+    assert draft.dialect is not None
+    return draft.contents.is_ours and stored.name == draft.dialect.own_freqs
 
 
 STEPS: Sequence[Step] = (

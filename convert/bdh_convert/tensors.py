@@ -26,6 +26,10 @@ class Unreadable:
 
     qualified = "object"  # what to call it in an error
 
+    def is_module(self) -> bool:
+        """Whether it is an object around weights."""
+        return False
+
 
 @dataclass(frozen=True)
 class Tensor:
@@ -92,3 +96,4 @@ class Contents:
     config: dict[str, Any] | None = None  # as the file's own metadata, or a config.json of its folder, has it
     dialect: str | None = None  # when the file says so itself
     tokenizer: str | None = None  # if its tokens are no bytes: the class that transformers reads them with
+    is_ours: bool = False  # whether this project wrote it, so that a table in it is meant

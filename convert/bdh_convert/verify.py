@@ -24,12 +24,13 @@ class DisagreementError(BDHError):
 
 def compare(written: Checkpoint, wanted: Checkpoint) -> None:
     """Refuse a file that differs in a single bit of a weight or in its configuration."""
-    if written.config != wanted.config:
+    if written.config.as_dict() != wanted.config.as_dict():
         raise DisagreementError(f"the file read back has {written.config}, wanted {wanted.config}: nothing was left there")
-    pairs = [*zip(written.weights, wanted.weights, strict=True)]
-    if wanted.freqs is not None and written.freqs is not None:
-        pairs.append((written.freqs, wanted.freqs))
-    for actual, expected in pairs:
+    if written.config != wanted.config:
+        raise DisagreementError(
+            "the frequencies read back differ from what was written: nothing was left there, check the disk"
+        )
+    for actual, expected in zip(written.weights, wanted.weights, strict=True):
         if not same_bits(actual, expected):
             raise DisagreementError(
                 f"{expected.name} read back differs from what was written: nothing was left there, check the disk"
@@ -54,14 +55,20 @@ def traffic(checkpoint: Checkpoint) -> int:
     return int(weights.embed.nbytes + layers * layer + weights.lm_head.nbytes)
 
 
-def loss(checkpoint: Checkpoint) -> float:
-    """The specification's loss on one sentence, in nats per byte, of a model of at most ``MOST_LAYERS`` layers."""
+def loss(checkpoint: Checkpoint, table: Array | None = None) -> float:
+    """The specification's loss on one sentence, in nats per byte, of a model of at most ``MOST_LAYERS`` layers.
+
+    It computes by the frequencies of its configuration, or by a ``table`` that its file holds instead.
+    """
     config = checkpoint.config
+    table = model.frequencies_of(config) if table is None else table
+    if not np.isfinite(table).all():
+        return float("nan")
     dtype = F64 if any(weight.dtype == F64 for weight in checkpoint.weights) else F32
     weights = Params(*(Operand(weight.cast(dtype)) for weight in checkpoint.weights))
     text = np.frombuffer(SENTENCE, np.uint8).astype(np.int64)[None] % config.vocab_size
     tokens, targets = text[:, :-1], text[:, 1:]
-    cos, sin = rotation(0, tokens.shape[1], config.n_neurons, dtype, "exact")
+    cos, sin = rotation(0, tokens.shape[1], table, dtype, "exact")
     with np.errstate(all="ignore"):  # weights that are not finite were let through on purpose
         x = model.embed(tokens, weights)
         for _ in range(min(config.n_layer, MOST_LAYERS)):

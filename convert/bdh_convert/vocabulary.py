@@ -7,27 +7,29 @@ import re
 # One of these has to be there,
 ABOUT_TRAINING = frozenset(
     """
-    adam adamw amp averaged backend batch beta1 beta2 betas callbacks checkpoint checkpointing checkpoints ckpt compile compiled
-    criterion cuda data dataloader dataset datasets ddp deepspeed device devices dir directory dtype early epoch epochs eval
-    evaluation fsdp git grad gradient gradients iter iteration iterations iters lightning log logdir logger logging loops loss
-    losses lr lrs metric metrics mlflow momentum muon opt optim optimiser optimizer optimizers patience path precision profile
-    project resume rng run save scheduler schedulers seed seeds sgd step steps tensorboard test train trainer training val valid
-    validation version wandb warmup workers
+    adam adamw amp averaged backend batch beta1 beta2 betas callbacks checkpoint checkpointing checkpoints ckpt compile
+    compiled criterion cuda data dataloader dataset datasets ddp deepspeed device devices dir directory dtype early epoch
+    epochs eval evaluation experiment fsdp git grad gradient gradients hostname iter iteration iterations iters lightning
+    log logdir logger logging loops loss losses lr lrs metric metrics mlflow momentum muon opt optim optimiser optimizer
+    optimizers path patience precision profile project resume rng run save scheduler schedulers seed seeds sgd step steps
+    tensorboard test timestamp train trainer training val valid validation version wandb warmup workers
     """.split()  # noqa: SIM905  one word a line would fill a page
 )
 # and these may be with it.
 BESIDE_THAT = frozenset(
     """
-    acc accumulation always args avg base best clip client config count cpu current default dict end every final fn for fraction
-    from global gpu id initial interval last learning len length local max mean min mode ms n name names num number numpy of
-    only out output p param params per python rate ratio reports schedule second seconds shuffle size speed start state states
-    sum tags time tokens torch total type use value weight weights
+    acc accumulation always args avg base best client clip commit config count cpu current default dict end every final fn
+    for fraction from global gpu hash id initial interval last learning len length local max mean min mode ms n name names
+    num number numpy of only out output p param params per pipeline python rate ratio reports schedule second seconds sha
+    shuffle size speed start state states sum tags tensor time tokens torch total type use value weight weights
     """.split()  # noqa: SIM905
 )
 # What is about training as a whole only.
 PAIRS = (
     "activation_checkpointing",
     "clip_norm",
+    "context_parallel",
+    "data_parallel",
     "ema_decay",
     "ema_rate",
     "generator_state",
@@ -39,9 +41,13 @@ PAIRS = (
     "lr_decay",
     "decay_lr",
     "max_norm",
+    "model_parallel",
     "num_processes",
     "pin_memory",
+    "pipeline_parallel",
     "random_state",
+    "sequence_parallel",
+    "tensor_parallel",
     "weight_decay",
     "world_size",
 )

@@ -14,16 +14,17 @@ from pathlib import Path
 
 import click
 import numpy as np
+from click.core import ParameterSource
 from rich.console import Console
 from rich.table import Table
 
 import bdh_spec
 from bdh_spec import BDHConfig, BDHError, CheckpointError, ForeignTokensWarning, Model, Params, State, StateError, TokensError
 from bdh_spec import checkpoint as files
-from bdh_spec.dtypes import dtype_name
 from bdh_spec.files import shown
 from bdh_spec.params import Array, count, fingerprint
 from bdh_spec.protocol import as_tokens
+from bdh_spec.registry import Freqs
 from bdh_spec.sampling import Sampling, check_length
 
 MISUSE, INTERRUPTED, TERMINATED = 2, 130, 143
@@ -42,13 +43,17 @@ SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".npz", ".bin")  # of checkp
 @click.option("--temperature", default=1.0, show_default=True, help="0 always takes the likeliest byte.")
 @click.option("--top-k", type=int, help="Choose among the k likeliest bytes only.  [default: all]")
 @click.option("--n-layer", type=int, help="For a file that does not say how many layers it has.")
+@click.option("--freqs", type=click.Choice(("keep", "reset")), help="Of frequencies that are not BDH's: use them, or BDH's.")
 @click.option("--save-state", type=click.Path(path_type=Path), help="Write what the model remembers at the end to this file.")
 @click.option("--load-state", type=click.Path(path_type=Path), help="Go on where a saved state stopped, on any port.")
 @click.option("--force", is_flag=True, help="Let --save-state replace a file.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing on stderr but errors.")
 @click.option("--backends", is_flag=True, help="Show which ports this machine has, and stop.")
 @click.version_option(package_name="bdh-spec", message="%(prog)s %(version)s", prog_name="bdh-generate")
+@click.pass_context
 def command(
+    context: click.Context,
+    /,
     prompt: str | None,
     checkpoint: Path | None,
     named: Path | None,
@@ -60,6 +65,7 @@ def command(
     temperature: float,
     top_k: int | None,
     n_layer: int | None,
+    freqs: Freqs | None,
     save_state: Path | None,
     load_state: Path | None,
     force: bool,
@@ -73,6 +79,7 @@ def command(
     the outputs of two runs joined are the text of one longer run.
     """
     if backends:
+        refuse_company(context)
         show_backends()
         return
     if checkpoint and named:
@@ -80,11 +87,13 @@ def command(
     if force and not save_state:
         raise click.UsageError("--force lets --save-state replace a file, and nothing is saved: leave it out")
     prompt, checkpoint = sort_out(prompt, checkpoint or named, load_state)
+    if n_layer and not checkpoint:
+        raise click.UsageError("the embedded model knows its layers, so --n-layer would be ignored: leave it out")
     check_length(max_new_tokens)
     how = Sampling(temperature, top_k, secrets.randbelow(2**32) if seed is None else seed)  # short enough to be typed again
     refuse_to_replace(save_state, load_state, force)
-    params, config = read_model_of_bytes(checkpoint, n_layer)
-    model = bdh_spec.choose(backend).load(params, config, device=device, dtype=dtype and dtype_name(dtype))
+    params, config = read_model_of_bytes(checkpoint, n_layer, freqs)
+    model = bdh_spec.choose(backend).load(params, config, device=device, dtype=dtype)
     text = Text.begin(model, prompt_bytes(prompt), load_state, params)
     say = Console(stderr=True, quiet=quiet, highlight=False)
     say.print(f"{model.backend} on {model.device}, {model.dtype}, {count(config):,} parameters, seed {how.seed}", style="dim")
@@ -109,7 +118,7 @@ class Text:
         tokens = np.frombuffer(prompt, np.uint8).astype(np.int64)[None]
         if load is None:
             return cls(model, model.init_state(), as_tokens(prompt), prompt)
-        saved, pending = files.read_state(load, model.config, fingerprint(params))
+        saved, pending = files.read_state(load, model.config, fingerprint(params, model.config.freqs))
         if saved.batch != 1:
             raise StateError(f"{load} holds {saved.batch} texts: bdh-generate goes on with one")
         return cls(model, model.import_state(saved), np.concatenate([pending, tokens], axis=1), prompt)
@@ -119,7 +128,8 @@ class Text:
         if self.pending.shape[1] > 1:
             _, self.state = self.model.advance(self.state, self.pending[:, :-1], donate=True)
         exported = self.model.export_state(self.state)
-        files.save_state(path, exported, self.model.config, fingerprint(params), self.pending[:, -1:].astype(np.int64))
+        config, pending = self.model.config, self.pending[:, -1:].astype(np.int64)
+        files.save_state(path, exported, config, fingerprint(params, config.freqs), pending)
 
 
 def write(text: Text, max_new_tokens: int, how: Sampling) -> float:
@@ -137,6 +147,13 @@ def write(text: Text, max_new_tokens: int, how: Sampling) -> float:
         out.write(b"\n")
         out.flush()
     return time.perf_counter() - start
+
+
+def refuse_company(context: click.Context) -> None:
+    """Whatever stands beside --backends would be ignored."""
+    given = [p for p in context.command.params if context.get_parameter_source(str(p.name)) is ParameterSource.COMMANDLINE]
+    if others := [p for p in given if p.name != "backends"]:
+        raise click.UsageError(f"--backends writes no text, so {others[0].opts[-1]} would be ignored: leave it out")
 
 
 def sort_out(prompt: str | None, checkpoint: Path | None, load: Path | None) -> tuple[str | None, Path | None]:
@@ -170,11 +187,11 @@ def refuse_to_replace(save: Path | None, load: Path | None, force: bool) -> None
         raise CheckpointError(f"{save.parent} is not a folder: nothing can be saved there")
 
 
-def read_model_of_bytes(checkpoint: Path | None, n_layer: int | None) -> tuple[Params, BDHConfig]:
+def read_model_of_bytes(checkpoint: Path | None, n_layer: int | None, freqs: Freqs | None) -> tuple[Params, BDHConfig]:
     """A checkpoint, refused if its tokens are not bytes, for each is written as one."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", ForeignTokensWarning)
-        params, config = bdh_spec.read(checkpoint, n_layer)
+        params, config = bdh_spec.read(checkpoint, n_layer, freqs)
     if config.vocab_size > 256:
         raise TokensError(
             f"the checkpoint has {config.vocab_size} tokens, and bytes are 256: use its own tokenizer with bdh_spec.load"

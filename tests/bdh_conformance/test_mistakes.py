@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from bdh_conformance.adversaries.diagnosis import RUNS, diagnose, explanations, 
 from bdh_conformance.adversaries.hostile import HOSTILE
 from bdh_conformance.adversaries.legal import FUSED_NORM, LEGAL
 from bdh_conformance.adversaries.mistakes import MISTAKES, RULES
+from bdh_conformance.adversaries.narrow import NarrowBackend
 from bdh_conformance.adversaries.variants import Change, variant
 from bdh_conformance.channels import CHANNELS, dropout
 from bdh_conformance.channels.channel import against
@@ -64,7 +66,7 @@ def observed(backend: Backend, channel: str, case: Case, dtype: str = "float64")
 
 def test_every_mistake_has_a_name_of_its_own_and_known_channels() -> None:
     assert len(MISTAKES) == sum(len(rule) for rule in RULES) >= 100
-    assert {channel for m in MISTAKES.values() for channel in m.channels} == set(CHANNELS)
+    assert {channel for m in (*MISTAKES.values(), *HOSTILE.values()) for channel in m.channels} == set(CHANNELS)
     assert len({(m.module, m.before, m.after) for m in MISTAKES.values()}) == len(MISTAKES)
     assert len({m.says for m in MISTAKES.values()}) == len(MISTAKES)
 
@@ -227,16 +229,20 @@ def test_a_hostile_port_fails(name: str) -> None:
 
 
 def test_the_honest_port_is_not_taken_for_a_hostile_one() -> None:
-    channels = {channel for hostile in HOSTILE.values() for channel in hostile.channels}
-    assert not any(fails(NumpyBackend(), channel, case) for channel in channels for case in CASES[:2])
+    for port in (NumpyBackend(), NarrowBackend()):
+        seen = [
+            h.channels for h in HOSTILE.values() if isinstance(h.backend(), NarrowBackend) == isinstance(port, NarrowBackend)
+        ]
+        assert not any(fails(port, channel, case) for channel in {*chain(*seen)} for case in CASES[:2])
 
 
 def fails(port: Backend, channel: str, case: Case) -> bool:
     """Whether a channel refuses a port, an error of the port's included."""
-    own = CHANNELS[channel].prepare(replace(case))
+    own = CHANNELS[channel].prepare(replace(next(iter(CHANNELS[channel].only), case)))
+    dtype = port.capabilities.dtypes[0]
     assert own is not None
     try:
-        answer = CHANNELS[channel].observe(load(port, own, "float32"), own)
-        return any(c.complaint for c in CHANNELS[channel].compare(answer, own, "float32"))
+        answer = CHANNELS[channel].observe(load(port, own, dtype), own)
+        return any(c.complaint for c in CHANNELS[channel].compare(answer, own, dtype))
     except Exception:  # noqa: BLE001  so may a hostile port
         return True

@@ -1,9 +1,11 @@
 """bdh-conform: answers on stdout, talk on stderr, exit 0, 1 or 2; and the files it writes."""
 
 import json
+import re
 import runpy
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -11,11 +13,18 @@ import numpy as np
 import pytest
 
 from bdh_conformance import cli, known, report
+from bdh_conformance.channels import CHANNELS
+from bdh_conformance.files.vectors import Judged, origin
 from bdh_conformance.levels import badge, levels
 from bdh_conformance.outcomes import Result
+from bdh_conformance.plan import TIERS, plan
+from bdh_spec import Capabilities
+from bdh_spec.dtypes import DTYPES
+from bdh_spec.protocol import VERBS
 from bdh_spec.rope import frequencies
 
 ROOT = Path(__file__).parents[2]
+CASE = "B1 T1 L1 h1 D2 N2 V2 m1 seed=0 scale=20.0"
 FAST = ["--tier", "smoke", "--channel", "logits,traces", "--dtype", "float32"]
 
 
@@ -31,6 +40,19 @@ def conform(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         return int(stopped.value.code or 0), *capsys.readouterr()
 
     return run
+
+
+def test_the_version_is_told(conform) -> None:
+    assert conform("--version") == (0, f"bdh-conform {version('bdh-spec')}\n", "")
+    assert conform("vectors", "--version") == (0, f"bdh-conform vectors {version('bdh-spec')}\n", "")
+
+
+@pytest.mark.parametrize("word", ["fp64", "F64", "double"])
+def test_every_name_of_a_dtype_means_one_thing(conform, word: str) -> None:
+    status, out, err = conform("numpy", "--tier", "smoke", "--channel", "logits", "--dtype", word)
+    assert status == 0
+    assert "numpy passes: 2 passed" in out
+    assert all(line.startswith("logits/float64") for line in err.splitlines())
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +127,12 @@ def test_a_run_that_checked_nothing_fails(conform) -> None:
         (["numpy", "--phase", "half"], "Invalid value for '--phase': 'half' is not one of 'exact', 'float32'"),
         (["numpy", "--device", "abacus"], "numpy has no device 'abacus' here"),
         (["numpy", "--case", "B1"], "the case 'B1' lacks"),
+        (["numpy", "--case", CASE, "--seed", "1"], "--case looks at one case only, so --seed would be ignored"),
+        (["numpy", "--case", CASE, "--tier", "standard"], "so --tier would be ignored"),
+        (["numpy", "--in-process", "--time-limit", "3"], "--in-process can end no port, so --time-limit would be ignored"),
+        (["numpy", "--in-process", "--memory-limit", "3"], "so --memory-limit would be ignored"),
+        (["vectors", "export", "none", "--case", CASE, "--version", "1.0"], "so --version would be ignored"),
+        (["vectors", "check", "none", "none", "--dtype", "int4"], "no vectors are in 'int4': there are float32, float64"),
         (["numpy", "--tier", "endless"], "Invalid value for '--tier': 'endless' is not one of"),
         (["numpy", "--baseline", "pyproject.toml"], "pyproject.toml is no report in JSON"),
         (["numpy", "--known", "README.md"], "README.md cannot be read"),
@@ -213,6 +241,25 @@ def test_the_porting_guide_shows_the_example_adapter_and_it_is_short() -> None:
     assert len(shown.splitlines()) <= 50
     source = (ROOT / "examples" / "minimal_port.py").read_text()
     assert shown.split("\n\n\n", 1)[1] in source
+
+
+def test_the_porting_guide_says_what_smoke_does_not_see() -> None:
+    guide = " ".join((ROOT / "conformance" / "PORTING.md").read_text().split())
+    unseen = re.search(r"It does not look at ([a-z ,]+) at all", guide)
+    assert unseen is not None
+    assert set(re.findall(r"[a-z]+", unseen[1])) - {"and"} == {c.name for c in CHANNELS.values() if not c.smoke}
+    checks = plan(TIERS["smoke"], Capabilities(DTYPES, verbs=VERBS))
+    cases = [origin(given) if isinstance(given, Judged) else given for check in checks for given in check.fixed]
+    assert f"no text of more than {max(case.time for case in cases)} tokens" in guide
+    assert f"no row of more than {max(case.config.n_neurons for case in cases)} neurons" in guide
+    assert {check.channel.name for check in checks if check.dtype != "float32"} == {"traces"}
+
+
+def test_the_example_reads_through_a_state(conform) -> None:
+    status, out, _ = conform("examples.minimal_port:MyBackend", "--channel", "states,decode,phases", "--tier", "smoke")
+    assert status == 0
+    assert "decode         │ earned" in out
+    assert "long positions │ earned" in out
 
 
 @pytest.mark.parametrize("neurons", [2, 30, 1000, 8192])

@@ -18,8 +18,9 @@ import pytest
 
 from bdh_convert import route
 from bdh_convert.checkpoint import open_checkpoint, read
-from bdh_convert.convert import default_output
+from bdh_convert.convert import Settings, convert, default_output
 from bdh_convert.dialects import DIALECTS, to_dialect
+from bdh_convert.inspect import report
 from bdh_convert.tensors import Tensor
 from bdh_spec import BDHConfig, Params
 from bdh_spec.params import shapes
@@ -129,6 +130,9 @@ def test_every_way_to_name_a_route_does_the_same(
         (("--inspect", "m", "-o", "n"), "--inspect writes nothing, so --output would be ignored"),
         (("--inspect", "m", "--to", "hf"), "--inspect writes nothing, so --to would be ignored"),
         (("--inspect", "m", "n"), "--inspect takes one file"),
+        (("--inspect", "m", "--max-shard-size", "1GB"), "--inspect writes nothing, so --max-shard-size would be ignored"),
+        (("hf", "m", "--max-shard-size", "many"), "'many' is no size of a file: give one such as 5GB or 500MiB"),
+        (("hf", "m", "--max-shard-size", "0"), "'0' is no size of a file"),
     ],
 )
 def test_misuse_prints_one_sentence_and_exits_2(words: tuple[str, ...], complaint: str, call: Run) -> None:
@@ -202,10 +206,69 @@ def test_a_source_of_another_dialect_is_told_whose_it_is(canonical: Canonical, s
     assert "the file holds the names of numpy, not of hf: say numpy or nothing" in done.stderr
 
 
-def test_a_checkpoint_is_not_written_to_a_pipe(canonical: Canonical, small: BDHConfig, call: Run) -> None:
-    done = call("numpy->torch", canonical(small), "-o", "-")
+def test_a_checkpoint_goes_to_a_pipe_as_the_file_that_it_would_be(
+    canonical: Canonical, small: BDHConfig, tmp_path: Path
+) -> None:
+    canonical(small)
+    done = shell(
+        "bdh-convert numpy-to-mlx checkpoint.safetensors && bdh-convert '->mlx' checkpoint.safetensors -o - > piped", tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "piped").read_bytes() == (tmp_path / "checkpoint.mlx.safetensors").read_bytes()
+    assert done.stderr.startswith("stdout: numpy to mlx, 944 parameters, float32, read back bit for bit\n")
+    told = shell("bdh-convert '->mlx' checkpoint.safetensors --json -o - > piped", tmp_path)
+    assert json.loads(told.stderr)["path"] == "-"
+
+
+def test_nothing_unverified_goes_to_a_pipe_and_nothing_stays_behind(
+    canonical: Canonical, small: BDHConfig, tmp_path: Path
+) -> None:
+    canonical(small)
+    (tmp_path / "temporary").mkdir()
+    lying = (
+        "import bdh_spec.safetensors_writer as f; raw = f.raw_bytes; f.raw_bytes = lambda values: raw(values + 1);"
+        "from bdh_convert.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", lying, "->jax", "checkpoint.safetensors", "-o", "-"],
+        cwd=tmp_path,
+        env=os.environ | {"TMPDIR": str(tmp_path / "temporary")},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert names(tmp_path / "temporary") == set()
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("bdh-convert ->mlx checkpoint.safetensors -o -", "the shell took for the route: quote the route"),
+        ("bdh-convert hf checkpoint.safetensors -o -", "hf is a folder, and only a file goes to stdout"),
+        ("bdh-convert mlx checkpoint.safetensors -o - --force", "so --force would be ignored"),
+        ("bdh-convert mlx checkpoint.safetensors -o - > /dev/full", "stdout could not be written (No space left on device)"),
+        ("bdh-convert mlx checkpoint.safetensors -o - --max-shard-size 1GB", "convert to hf, or leave it out"),
+    ],
+)
+def test_what_cannot_go_to_a_pipe_is_refused(
+    line: str, complaint: str, canonical: Canonical, small: BDHConfig, tmp_path: Path
+) -> None:
+    canonical(small)
+    done = shell(line, tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "-o - cannot be: a checkpoint is read back before it is let go, so name a file" in done.stderr
+    assert complaint in done.stderr.splitlines()[-1]
+    assert names(tmp_path) == {"checkpoint.safetensors"}
+
+
+def test_a_checkpoint_is_no_text_for_a_terminal(canonical: Canonical, small: BDHConfig, tmp_path: Path) -> None:
+    main, side = pty.openpty()
+    command = [sys.executable, "-c", "from bdh_convert.cli import main; main()", "mlx", canonical(small), "-o", "-"]
+    done = subprocess.run(command, stdout=side, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    os.close(side)
+    os.close(main)
+    assert done.returncode == 2
+    assert "a checkpoint is no text for a terminal" in done.stderr
 
 
 def test_narrowing_shows_both_losses(canonical: Canonical, small: BDHConfig, call: Run) -> None:
@@ -359,6 +422,30 @@ def test_a_large_file_shows_a_bar_on_a_terminal(tmp_path: Path) -> None:
     assert answer.startswith("large.jax.safetensors: numpy to jax")
     assert b"large.safetensors" in shown
     assert b"505.9/505.9 MB" in shown  # written, compared with the source, and both run
+
+
+@pytest.mark.parametrize(
+    ("target", "settings"),
+    [
+        ("mlx", Settings()),
+        ("torch", Settings(dtype="bf16")),
+        ("hf", Settings(max_shard_size=1)),
+        ("jax", Settings(verify=False)),
+    ],
+)
+def test_the_bar_is_full_when_the_work_is_done_and_no_sooner(
+    target: str, settings: Settings, config: BDHConfig, canonical: Canonical
+) -> None:
+    steps: list[tuple[int, int]] = []
+    convert(canonical(config), target, None, settings, lambda done, total: steps.append((done, total)))
+    assert len({total for _, total in steps}) == 1
+    assert sum(done for done, _ in steps) == steps[0][1]
+
+
+def test_the_bar_of_an_inspection_is_full_when_it_is_done_and_no_sooner(config: BDHConfig, canonical: Canonical) -> None:
+    steps: list[tuple[int, int]] = []
+    report(canonical(config), watch=lambda done, total: steps.append((done, total)))
+    assert sum(done for done, _ in steps) == steps[0][1]
 
 
 def _read(terminal: int) -> bytes:

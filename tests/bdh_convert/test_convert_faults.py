@@ -31,7 +31,7 @@ Canonical = Callable[[BDHConfig], Path]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 SLOW = (  # stands still while it writes, so that a signal finds it there
-    "import sys, time, bdh_convert.safetensors_file as f\n"
+    "import sys, time, bdh_spec.safetensors_writer as f\n"
     "raw, seen = f.raw_bytes, []\n"
     "def slowly(values):\n"
     "    seen.append(values)\n"

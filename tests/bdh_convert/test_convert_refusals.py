@@ -324,7 +324,7 @@ def test_an_interruption_leaves_no_file(target: str, tmp_path: Path) -> None:
     write(tmp_path / "m", upstream(Params(*(np.zeros(shape, np.float32) for shape in shapes(config)))), config.as_dict())
     before = listing(tmp_path)
     slow = (  # stands still before the third tensor, so that the signal finds it writing
-        "import time, bdh_convert.safetensors_file as f\n"
+        "import time, bdh_spec.safetensors_writer as f\n"
         "raw, seen = f.raw_bytes, []\n"
         "def slowly(values):\n"
         "    seen.append(values)\n"
@@ -373,7 +373,7 @@ def test_a_file_that_reads_back_differently_gets_no_name(
     canonical(small)
     before = listing(tmp_path)
     lying = (
-        "import bdh_convert.safetensors_file as f\n"
+        "import bdh_spec.safetensors_writer as f\n"
         "raw = f.raw_bytes\n"
         "def wrong(values):\n"
         "    values = values.copy(); values.reshape(-1)[-1] += 1e-3\n"

@@ -140,6 +140,10 @@ def test_a_checkpoint_alone_goes_on_with_a_saved_state(tmp_path: Path) -> None:
 
 def test_options_that_would_be_ignored_are_refused() -> None:
     assert "--force lets --save-state replace a file" in refused(generate("a", *NUMPY, "--force"))
+    assert "--n-layer would be ignored" in refused(generate("a", *NUMPY, "--n-layer", "4"))
+    for words in (["--seed", "7"], ["-q"], ["-n", "200"], ["--device", "cpu"]):  # defaults too: they were typed
+        assert "--backends writes no text, so --" in refused(generate("--backends", *words))
+    assert "so prompt would be ignored" in refused(generate("--backends", "a"))
 
 
 def test_the_version_is_told() -> None:

@@ -106,7 +106,7 @@ def test_the_optimizer_takes_the_specification_s_steps_in_float64(clip: float | 
     settings = AdamW(learning_rate=1e-2, clip=clip)
     rng = np.random.default_rng(0)
     expected = Params(*(weight.copy() for weight in CASE.params))
-    memory = optimizer.Moments(settings, rng)
+    memory = optimizer.begin(expected, settings)
     with mx.stream(mx.cpu):
         weights = Params(*(mx.array(weight, dtype=mx.float64) for weight in expected))
         ported = moments(weights, settings)
@@ -114,8 +114,8 @@ def test_the_optimizer_takes_the_specification_s_steps_in_float64(clip: float | 
             slopes = Params(*(rng.normal(size=weight.shape) for weight in expected))
             given = Params(*(mx.array(slope, dtype=mx.float64) for slope in slopes))
             assert abs(float(np.array(clip_scale(given, clip))) / optimizer.clip_scale(slopes, clip) - 1) < 1e-12
-            optimizer.update(expected, slopes, memory)
-            weights = update(weights, given, ported)
+            optimizer.update(expected, slopes, memory, 1e-2)
+            weights = update(weights, given, ported, 1e-2)
         assert all(error(np.array(a), b) <= FLOAT64 for a, b in zip(weights, expected, strict=True))
 
 

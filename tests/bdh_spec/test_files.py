@@ -2,19 +2,27 @@
 
 import hashlib
 import json
+import os
 import struct
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
+import safetensors.numpy
+from hypothesis import given
+from hypothesis import strategies as st
 
 import bdh_spec
 from bdh_conformance.yardstick.cases import CONFIGS, Case
-from bdh_spec import CheckpointError, ConfigError, ParamsError, checkpoint, fingerprint, model
+from bdh_spec import CheckpointError, ConfigError, ParamsError, checkpoint, fingerprint, model, safetensors_writer
 from bdh_spec.files import write_safetensors
-from bdh_spec.params import cast
+from bdh_spec.params import Array, cast
 
 CASE = Case(CONFIGS["three_heads"], seed=1)
 STATE = model.advance(model.init_state(2, CASE.config), CASE.tokens, cast(CASE.params, np.float32), CASE.config)[1]
@@ -40,6 +48,63 @@ def test_an_array_that_is_not_contiguous_is_written_as_what_it_says(tmp_path: Pa
     assert np.array_equal(checkpoint.read(tmp_path / "model.safetensors")[0].lm_head, params.lm_head)
 
 
+def fill(dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
+    return np.arange(int(np.prod(shape)), dtype=np.int64).reshape(shape).astype(dtype)
+
+
+tensors = st.dictionaries(
+    st.text(min_size=1, max_size=20).filter(lambda name: name != "__metadata__"),
+    st.builds(
+        fill,
+        st.sampled_from(list(safetensors_writer.DTYPES.values())),
+        st.lists(st.integers(0, 4), max_size=4).map(tuple),
+    ),
+    max_size=6,
+)
+
+
+@given(tensors, st.sampled_from([{}, {"format": "bdh"}]))
+def test_a_file_is_byte_for_byte_what_safetensors_writes_where_it_has_one_order(
+    tensors: dict[str, Array], metadata: dict[str, str]
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        write_safetensors(Path(folder) / "f", tensors, metadata)
+        assert (Path(folder) / "f").read_bytes() == safetensors.numpy.save(tensors, metadata or None)
+
+
+SAVE = (
+    "import sys; import bdh_spec\n"
+    "from bdh_spec import checkpoint, model\n"
+    "from bdh_spec.files import write_safetensors\n"
+    "params, config = bdh_spec.read()\n"
+    "bdh_spec.save(sys.argv[1] + '/m', params, config)\n"
+    "state = model.advance(model.init_state(1, config), bdh_spec.protocol.as_tokens('The '), params, config)[1]\n"
+    "checkpoint.save_state(sys.argv[1] + '/s', state, config, 'x', bdh_spec.protocol.as_tokens('T'))\n"
+    "about = {key: key for key in set('format spec_version config dialect tokenizer'.split())}  # in any order\n"
+    "write_safetensors(bdh_spec.checkpoint.Path(sys.argv[1]) / 't', params._asdict(), about)\n"
+)
+
+
+def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
+    for seed in ("1", "2"):
+        (tmp_path / seed).mkdir()
+        environment = os.environ | {"PYTHONHASHSEED": seed}
+        subprocess.run([sys.executable, "-c", SAVE, str(tmp_path / seed)], check=True, env=environment)
+    for name in ("m", "s", "t"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
+
+
+def test_what_safetensors_cannot_hold_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="encoder is complex128, which safetensors cannot hold"):
+        write_safetensors(tmp_path / "f", {"encoder": np.zeros(2, complex)}, {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_big_endian_numbers_are_written_as_the_format_wants_them(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "f", {"x": np.arange(3, dtype=">f4")}, {})
+    assert np.array_equal(safetensors.numpy.load_file(tmp_path / "f")["x"], np.arange(3, dtype="<f4"))
+
+
 def test_the_fingerprint_tells_values_and_places_apart() -> None:
     params = cast(CASE.params, np.float32)
     moved = params._replace(encoder=params.encoder_v, encoder_v=params.encoder)
@@ -54,12 +119,16 @@ def test_the_fingerprint_is_what_the_specification_says() -> None:
     assert fingerprint(CASE.params) == digest.hexdigest()
 
 
-def half_a_file_then(error: BaseException) -> Callable[[Path, bytes], None]:
-    def write(path: Path, data: bytes) -> None:
-        path.write_text("half")
-        raise error
+def half_a_file_then(error: BaseException) -> Callable[[Array], memoryview]:
+    written: list[Array] = []
 
-    return write
+    def raw_bytes(values: Array) -> memoryview:
+        written.append(values)
+        if len(written) == 3:
+            raise error
+        return memoryview(values.tobytes())
+
+    return raw_bytes
 
 
 def test_a_file_in_place_of_a_folder_is_one_clear_sentence(tmp_path: Path) -> None:
@@ -79,7 +148,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
     bdh_spec.save(path, CASE.params, CASE.config)
     before = path.read_bytes()
 
-    monkeypatch.setattr(Path, "write_bytes", half_a_file_then(OSError(28, "No space left on device")))
+    monkeypatch.setattr(safetensors_writer, "raw_bytes", half_a_file_then(OSError(28, "No space left on device")))
     with pytest.raises(CheckpointError, match=r"could not be written \(No space left on device\)"):
         bdh_spec.save(path, CASE.params, CASE.config)
     assert path.read_bytes() == before
@@ -87,7 +156,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Path, "write_bytes", half_a_file_then(KeyboardInterrupt()))
+    monkeypatch.setattr(safetensors_writer, "raw_bytes", half_a_file_then(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         bdh_spec.save(tmp_path / "model.safetensors", CASE.params, CASE.config)
     assert not list(tmp_path.iterdir())

@@ -108,3 +108,8 @@ def test_a_path_may_be_a_string_and_the_default_is_the_embedded_checkpoint() -> 
     same, _ = bdh_spec.read(str(registry.checkpoint.EMBEDDED))
     assert bdh_spec.fingerprint(ours) == bdh_spec.fingerprint(same)
     assert config.vocab_size == 256
+
+
+@pytest.mark.parametrize("word", ["fp64", "F64", "double", "float64"])
+def test_every_name_of_a_dtype_means_one_thing(word: str) -> None:
+    assert bdh_spec.load(backend="numpy", dtype=word).dtype == "float64"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +23,9 @@ from bdh_spec.dtypes import DTYPES
 from bdh_spec.errors import CapabilityError
 from bdh_spec.model import IGNORE
 from bdh_spec.model import RecurrentState as ExportedState
-from bdh_spec.optimizer import AdamW
+from bdh_spec.optimizer import AdamW, OptimizerState, dropout_seed
 from bdh_spec.params import Array, Params, cast
-from bdh_spec.protocol import Backend, Capabilities, Model
+from bdh_spec.protocol import USUAL, Backend, Batch, Capabilities, Model
 from bdh_spec.rope import Phase
 
 PLATFORMS = ("cuda", "rocm", "tpu", "cpu")  # JAX's own names, the best first
@@ -55,10 +56,6 @@ class JAXModel(Model):
 
     def params(self) -> Params:
         return Params(*(self._numpy(weight) for weight in self._params))
-
-    def optimizer(self, settings: AdamW) -> Optimizer:
-        with self._precision():
-            return Optimizer(settings, training.init_moments(self._params))
 
     def _forward(self, tokens: Array) -> Array:
         with self._precision():
@@ -101,21 +98,40 @@ class JAXModel(Model):
             layers = jnp.asarray(np.stack(state.layers), wide(self.dtype))
             return jax.device_put(RecurrentState(words(state.position), layers), self._device)
 
-    def _train_step(self, optimizer: Optimizer, tokens: Array, targets: Array) -> float:
-        settings, optimizer.step = optimizer.settings, optimizer.step + 1
+    def _optimizer(self, settings: AdamW) -> Optimizer:
         with self._precision():
-            value, self._params, optimizer.moments = training.train_step(
-                self._params,
-                optimizer.moments,
-                tokens.astype(np.int32),
-                targets.astype(np.int32),
-                words(settings.seed),
-                optimizer.step,
-                training.rates_at(optimizer.step, settings),
-                self.config,
-                phase=self.phase,
-            )
-        return float(value)
+            return Optimizer(settings, training.init_moments(self._params))
+
+    def _train_step(self, native: Optimizer, batches: list[Batch], rate: float) -> float:
+        settings, native.step = native.settings, native.step + 1
+        rates = training.rates_at(native.step, settings, rate)
+        seeds = [words(dropout_seed(settings.seed, native.step, part)) for part in range(len(batches))]
+        ids = [(tokens.astype(np.int32), targets.astype(np.int32)) for tokens, targets, _ in batches]
+        how: dict[str, Any] = {"config": self.config, "phase": self.phase}
+        with self._precision():
+            if len(batches) == 1:
+                value, self._params, native.moments = training.train_step(
+                    self._params, native.moments, *ids[0], seeds[0], rates, frozen=settings.frozen, **how
+                )
+                return float(value)
+            loss, total = 0.0, jax.tree.map(jnp.zeros_like, native.moments.first)
+            for pair, seed, batch in zip(ids, seeds, batches, strict=True):
+                value, total = training.add_gradients(total, self._params, *pair, seed, batch.share, **how)
+                loss += float(value)
+            self._params, native.moments = training.apply(self._params, total, native.moments, rates, frozen=settings.frozen)
+        return loss
+
+    def _export_optimizer(self, native: Optimizer) -> OptimizerState:
+        with self._precision():
+            held = native.moments._replace(masters=native.moments.masters and training.unrounded(self._params, native.moments))
+            return OptimizerState(native.settings, native.step, *jax.tree.map(self._numpy, held))
+
+    def _import_optimizer(self, state: OptimizerState) -> Optimizer:
+        with self._precision():
+            fresh = training.init_moments(self._params)
+            given = training.Moments(state.first, state.second, fresh.masters and (state.masters or fresh.masters))
+            put = jax.tree.map(lambda value, like: jnp.array(value, like.dtype, copy=True, device=self._device), given, fresh)
+            return Optimizer(state.settings, put, state.step)
 
     def _precision(self) -> AbstractContextManager[None]:
         """Where float64 exists: for a float64 model and no longer than the call, whatever the process has chosen."""
@@ -130,7 +146,7 @@ class JAXBackend(Backend):
     """The port named ``jax``. Its devices are JAX's platforms: ``cuda``, ``rocm``, ``tpu``, ``cpu``, or ``cuda:1``."""
 
     name = "jax"
-    capabilities = Capabilities(dtypes=DTYPES)
+    capabilities = Capabilities(dtypes=DTYPES, verbs=(*USUAL, "frequencies"))
 
     def version(self) -> str:
         return f"jax {jax.__version__}"

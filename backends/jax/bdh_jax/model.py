@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from bdh_jax.rope import Array, later, rope, rotation, words
 from bdh_spec.config import BDHConfig
-from bdh_spec.model import EPS, IGNORE
+from bdh_spec.model import EPS, IGNORE, frequencies_of
 from bdh_spec.params import INIT_STD, Params, shapes
 from bdh_spec.rope import Phase
 
@@ -160,7 +160,7 @@ def run(tokens: Array, params: Params, config: BDHConfig, *, phase: Phase = "exa
 
 def at_once(x: Array, key: Array | None, params: Params, config: BDHConfig, phase: Phase) -> Array:
     """A layer in parallel form, x (B, T, D) to x."""
-    cos, sin = rotation(words(0), x.shape[1], config.n_neurons, wide(x.dtype), phase)
+    cos, sin = rotation(words(0), x.shape[1], frequencies_of(config), wide(x.dtype), phase)
     keep = 1.0 if key is None else dropout(config, x.shape[:2], x.dtype, key)
     return layer(x, params, cos, sin, keep=keep).x
 
@@ -173,7 +173,7 @@ def in_chunks(x: Array, key: Array | None, params: Params, config: BDHConfig, ph
 
     def step(state: RecurrentState, part: tuple[Array, Array | None]) -> tuple[RecurrentState, Array]:
         chunk, key = part
-        cos, sin = rotation(state.position, chunk.shape[1], config.n_neurons, wide(x.dtype), phase)
+        cos, sin = rotation(state.position, chunk.shape[1], frequencies_of(config), wide(x.dtype), phase)
         keep = 1.0 if key is None else dropout(config, chunk.shape[:2], x.dtype, key)
         stages = layer(chunk, params, cos, sin, state.layers, keep)
         return RecurrentState(later(state.position, CHUNK), write(state.layers, stages.rotated, chunk)), stages.x
@@ -189,7 +189,7 @@ def in_chunks(x: Array, key: Array | None, params: Params, config: BDHConfig, ph
 
 def trace(tokens: Array, params: Params, config: BDHConfig, *, phase: Phase = "exact") -> dict[str, Array]:
     """Every stage of the parallel form by name, in the order of its computation."""
-    cos, sin = rotation(words(0), tokens.shape[1], config.n_neurons, wide(params.encoder.dtype), phase)
+    cos, sin = rotation(words(0), tokens.shape[1], frequencies_of(config), wide(params.encoder.dtype), phase)
     first = embed(tokens, params)
 
     def step(x: Array, _: None) -> tuple[Array, Stages]:
@@ -243,7 +243,7 @@ def advance(
     Under ``jax.jit(..., donate_argnums=0)`` the state is updated in place.
     """
     T = tokens.shape[1]
-    cos, sin = rotation(state.position, T, config.n_neurons, wide(params.encoder.dtype), phase)
+    cos, sin = rotation(state.position, T, frequencies_of(config), wide(params.encoder.dtype), phase)
 
     def step(x: Array, memory: Array) -> tuple[Array, tuple[Array, Array]]:
         stages = layer(x, params, cos, sin, memory)

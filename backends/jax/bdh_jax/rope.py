@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from numpy.typing import NDArray
 
-from bdh_spec.rope import Phase, frequencies
+from bdh_spec.rope import Phase, fixed_point
 
 Array = jax.Array
 
@@ -36,14 +36,13 @@ def positions(start: Array, length: int) -> tuple[Array, Array]:
     return start[0] + (low < start[1]), low
 
 
-def turns(start: Array, length: int, n_neurons: int, dtype: Any, phase: Phase) -> Array:
+def turns(start: Array, length: int, table: NDArray[Any], dtype: Any, phase: Phase) -> Array:
     """How far each neuron has turned at each position: from -1/2 to 1/2 of a turn, where floats are denser, (T, N)."""
     high, low = (word[:, None] for word in positions(start, length))
-    f = frequencies(n_neurons)
     if phase == "float32":  # what the published models saw; rem, because x - floor(x) could be fused and lose the rounding
-        fraction = lax.rem(to_float32(high, low) * f, jnp.float32(1))
+        fraction = lax.rem(to_float32(high, low) * table, jnp.float32(1))
         return (fraction - jnp.round(fraction)).astype(dtype)
-    fixed = (f.astype(np.float64) * 2.0**64).astype(np.uint64)  # every f is a whole multiple of 2^-64
+    fixed = fixed_point(table)  # units of 2^-64 turns
     f_high, f_low = (fixed >> np.uint64(32)).astype(np.uint32), fixed.astype(np.uint32)
     carried, rest = full_product(low, f_low)
     leading = carried + low * f_high + high * f_low  # wraps, which drops whole turns
@@ -66,9 +65,9 @@ def to_float32(high: Array, low: Array) -> Array:
     return jnp.ldexp((leading | beyond).astype(jnp.float32), (32 - shift).astype(jnp.int32))
 
 
-def rotation(start: Array, length: int, n_neurons: int, dtype: Any, phase: Phase) -> tuple[Array, Array]:
-    """Cosine and sine of the phases of ``length`` positions from ``start`` on, each (T, N)."""
-    angle = 2 * np.pi * turns(start, length, n_neurons, dtype, phase)
+def rotation(start: Array, length: int, table: NDArray[Any], dtype: Any, phase: Phase) -> tuple[Array, Array]:
+    """Cosine and sine of the phases of ``length`` positions from ``start`` on, each (T, N), by a table of turns per token."""
+    angle = 2 * np.pi * turns(start, length, table, dtype, phase)
     return jnp.cos(angle), jnp.sin(angle)
 
 

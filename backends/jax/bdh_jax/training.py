@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import NamedTuple, TypeAlias
 
@@ -19,10 +20,11 @@ Scalar: TypeAlias = Array | float
 
 
 class Moments(NamedTuple):
-    """Running means of the slopes and of their squares, never narrower than float32."""
+    """Running means of the slopes and of their squares, never narrower than float32, and the weights before rounding."""
 
     first: Params
     second: Params
+    masters: Params | None = None  # where the weights are narrower than float32
 
 
 class Rates(NamedTuple):
@@ -36,13 +38,11 @@ class Rates(NamedTuple):
     clip: Scalar  # inf where nothing is clipped
 
 
-def rates_at(step: int, settings: AdamW) -> Rates:
+def rates_at(step: int, settings: AdamW, rate: float) -> Rates:
     """The rates of a step, counted from 1."""
     b1, b2 = settings.betas
     clip = float("inf") if settings.clip is None else settings.clip
-    return Rates(
-        settings.learning_rate, settings.weight_decay, (1 - b1, 1 - b2), (1 - b1**step, 1 - b2**step), settings.eps, clip
-    )
+    return Rates(rate, settings.weight_decay, (1 - b1, 1 - b2), (1 - b1**step, 1 - b2**step), settings.eps, clip)
 
 
 def objective(
@@ -61,47 +61,99 @@ def gradients(
 
 def init_moments(params: Params) -> Moments:
     """The moments before the first step: zeros."""
-    return Moments(*(jax.tree.map(lambda w: jnp.zeros_like(w, wide(w.dtype)), params) for _ in range(2)))
+    first, second = (jax.tree.map(lambda w: jnp.zeros_like(w, wide(w.dtype)), params) for _ in range(2))
+    return Moments(first, second, widened(params) if is_narrow(params) else None)
 
 
-def update(params: Params, slopes: Params, moments: Moments, rates: Rates) -> tuple[Params, Moments]:
-    """The weights and moments after one step."""
-    scale, (new, new_square) = clip_scale(slopes, rates.clip), rates.renewal
-    slopes = jax.tree.map(lambda g: g.astype(wide(g.dtype)) * scale, slopes)
-    first = jax.tree.map(lambda m, g: m + new * (g - m), moments.first, slopes)
-    second = jax.tree.map(lambda v, g: v + new_square * (g * g - v), moments.second, slopes)
+def is_narrow(params: Params) -> bool:
+    """Whether the weights are narrower than what is moved."""
+    return bool(params.encoder.dtype != wide(params.encoder.dtype))
 
-    def move(w: Array, m: Array, v: Array) -> Array:
+
+def widened(params: Params) -> Params:
+    """The same values in at least float32."""
+    return jax.tree.map(lambda w: w.astype(wide(w.dtype)), params)
+
+
+def unrounded(params: Params, moments: Moments) -> Params:
+    """The weights before rounding, but for those that have been moved since by somebody else."""
+    if moments.masters is None:
+        return params
+    return jax.tree.map(lambda w, p: jnp.where(w.astype(p.dtype) == p, w, p.astype(w.dtype)), moments.masters, params)
+
+
+def update(
+    params: Params, slopes: Params, moments: Moments, rates: Rates, frozen: tuple[str, ...] = ()
+) -> tuple[Params, Moments]:
+    """The weights and moments after one step, in which the ``frozen`` ones stay where they are."""
+    moving = [slope for name, slope in slopes._asdict().items() if name not in frozen]
+    scale, (new, new_square) = clip_scale(moving, rates.clip), rates.renewal
+
+    def move(name: str, w: Array, g: Array, m: Array, v: Array) -> tuple[Array, Array, Array]:
+        if name in frozen:
+            return w, m, v
+        g = g.astype(m.dtype) * scale
+        m, v = m + new * (g - m), v + new_square * (g * g - v)
         direction = m / rates.unbias[0] / (jnp.sqrt(v / rates.unbias[1]) + rates.eps)
-        held = w.astype(m.dtype)
-        return (held - rates.learning_rate * (direction + rates.weight_decay * held)).astype(w.dtype)
+        return w - rates.learning_rate * (direction + rates.weight_decay * w), m, v
 
-    return jax.tree.map(move, params, first, second), Moments(first, second)
+    held = unrounded(params, moments)
+    moved = [move(*each) for each in zip(Params._fields, held, slopes, moments.first, moments.second, strict=True)]
+    weights, first, second = (Params(*five) for five in zip(*moved, strict=True))
+    rounded = jax.tree.map(lambda w, p: w.astype(p.dtype), weights, params)
+    return rounded, Moments(first, second, None if moments.masters is None else weights)
 
 
-def clip_scale(slopes: Params, clip: Scalar) -> Array:
+def clip_scale(slopes: Iterable[Array], clip: Scalar) -> Array:
     """What to multiply all slopes by so that their common 2-norm is at most ``clip``."""
-    norm = jnp.sqrt(sum(jnp.sum(jnp.square(slope.astype(wide(slope.dtype)))) for slope in slopes))
+    norm = jnp.sqrt(sum((jnp.sum(jnp.square(slope.astype(wide(slope.dtype)))) for slope in slopes), jnp.float32(0)))
     return jnp.where(norm <= clip, 1.0, clip / norm)
 
 
-@partial(jax.jit, static_argnames=("config", "phase"), donate_argnums=(0, 1))
+@partial(jax.jit, static_argnames=("config", "phase", "frozen"), donate_argnums=(0, 1))
 def train_step(
     params: Params,
     moments: Moments,
     tokens: Array,
     targets: Array,
     seed: Array,
-    step: Array,
     rates: Rates,
     config: BDHConfig,
     *,
+    frozen: tuple[str, ...] = (),
     phase: Phase = "exact",
 ) -> tuple[Array, Params, Moments]:
     """The loss with dropout, and the weights and moments after one step on it. Weights and moments given are donated.
 
-    ``seed`` holds the two words of the dropout's seed, ``step`` counts from 1.
+    ``seed`` holds the two words of what this step drops.
     """
-    key = jax.random.fold_in(jax.random.wrap_key_data(seed, impl="threefry2x32"), step)
-    value, slopes = gradients(tokens, targets, params, config, phase=phase, key=key)
-    return value, *update(params, slopes, moments, rates)
+    value, slopes = dropped_gradients(params, tokens, targets, seed, config, phase=phase)
+    return value, *update(params, slopes, moments, rates, frozen)
+
+
+@partial(jax.jit, static_argnames=("config", "phase"), donate_argnums=0)
+def add_gradients(
+    total: Params,
+    params: Params,
+    tokens: Array,
+    targets: Array,
+    seed: Array,
+    share: Scalar,
+    config: BDHConfig,
+    *,
+    phase: Phase = "exact",
+) -> tuple[Array, Params]:
+    """The share in the loss of one of a step's batches, and the slopes with its own added to them."""
+    value, slopes = dropped_gradients(params, tokens, targets, seed, config, phase=phase)
+    return share * value, jax.tree.map(lambda t, g: t + share * g.astype(t.dtype), total, slopes)
+
+
+def dropped_gradients(
+    params: Params, tokens: Array, targets: Array, seed: Array, config: BDHConfig, *, phase: Phase
+) -> tuple[Array, Params]:
+    """The loss and its slopes with the dropout of a seed."""
+    key = jax.random.wrap_key_data(seed, impl="threefry2x32")
+    return gradients(tokens, targets, params, config, phase=phase, key=key)
+
+
+apply = jax.jit(update, static_argnames="frozen", donate_argnums=(0, 2))

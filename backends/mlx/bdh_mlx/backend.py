@@ -11,14 +11,14 @@ import numpy as np
 
 from bdh_mlx.device import computing_on
 from bdh_mlx.model import RecurrentState, dropout, forward, init_state, loss, read_on, trace, wide, widen
-from bdh_mlx.optimizer import Moments, moments, update
+from bdh_mlx.optimizer import Moments, add, dropout_key, moments, unrounded, update
 from bdh_spec.config import BDHConfig
 from bdh_spec.dtypes import DTYPES
 from bdh_spec.errors import CapabilityError
 from bdh_spec.model import RecurrentState as ExportedState
-from bdh_spec.optimizer import AdamW
+from bdh_spec.optimizer import AdamW, OptimizerState
 from bdh_spec.params import Array, Params
-from bdh_spec.protocol import Backend, Capabilities, Model
+from bdh_spec.protocol import USUAL, Backend, Batch, Capabilities, Model
 from bdh_spec.rope import Phase
 
 
@@ -39,12 +39,6 @@ class MLXModel(Model):
     def params(self) -> Params:
         with computing_on(self._device):
             return Params(*map(_numpy, self._params))
-
-    def optimizer(self, settings: AdamW) -> Moments:
-        with computing_on(self._device):
-            memory = moments(self._params, settings)
-            mx.eval(memory.weights, memory.first, memory.second)
-            return memory
 
     def _forward(self, tokens: Array) -> Array:
         with computing_on(self._device):
@@ -84,15 +78,43 @@ class MLXModel(Model):
             layers = tuple(_array(memory, wide(self._dtype)) for memory in state.layers)
             return [RecurrentState(mx.array(state.position, dtype=mx.uint64), layers)]
 
-    def _train_step(self, optimizer: Moments, tokens: Array, targets: Array) -> float:
+    def _optimizer(self, settings: AdamW) -> Moments:
         with computing_on(self._device):
-            optimizer.key, key = mx.random.split(optimizer.key)
-            keep = dropout(self.config, tokens.shape, self._dtype, key)
-            value, slopes = self._value_and_slopes(mx.array(tokens), mx.array(targets), keep)
-            moved = update(self._params, slopes, optimizer)
-            mx.eval(value, moved, optimizer.key, optimizer.weights, optimizer.first, optimizer.second)
+            memory = moments(self._params, settings)
+            mx.eval(memory.weights, memory.first, memory.second)
+            return memory
+
+    def _train_step(self, native: Moments, batches: list[Batch], rate: float) -> float:
+        with computing_on(self._device):
+            loss, total = 0.0, None
+            for part, (tokens, targets, share) in enumerate(batches):
+                keep = dropout(self.config, tokens.shape, self._dtype, dropout_key(native, part))
+                value, slopes = self._value_and_slopes(mx.array(tokens), mx.array(targets), keep)
+                total = slopes if share == 1 else add(total, slopes, share)
+                mx.eval(value, total)
+                loss += share * float(_numpy(value))
+            assert total is not None  # a step has a batch
+            moved = update(self._params, total, native, rate)
+            mx.eval(moved, native.weights, native.first, native.second)
             self._params = moved
-            return float(_numpy(value))
+            return loss
+
+    def _export_optimizer(self, native: Moments) -> OptimizerState:
+        with computing_on(self._device):
+            narrow = self._dtype != wide(self._dtype)
+            masters = Params(*map(_numpy, unrounded(self._params, native))) if narrow else None
+            first, second = (Params(*map(_numpy, held)) for held in (native.first, native.second))
+            return OptimizerState(native.settings, native.step, first, second, masters)
+
+    def _import_optimizer(self, state: OptimizerState) -> Moments:
+        with computing_on(self._device):
+            first, second = self._widely(state.first), self._widely(state.second)
+            weights = self._widely(state.masters) if state.masters else Params(*map(widen, self._params))
+            mx.eval(weights, first, second)
+            return Moments(state.settings, weights, first, second, state.step)
+
+    def _widely(self, five: Params) -> Params:
+        return Params(*(_array(values, wide(self._dtype)) for values in five))
 
     def _value_and_slopes(self, tokens: mx.array, targets: mx.array, keep: Any = None) -> tuple[mx.array, Params]:
         value, slopes = mx.value_and_grad(self._loss_of)(self._params, tokens, targets, keep)
@@ -111,7 +133,7 @@ class MLXBackend(Backend):
     """
 
     name = "mlx"
-    capabilities = Capabilities(dtypes=DTYPES)
+    capabilities = Capabilities(dtypes=DTYPES, verbs=(*USUAL, "frequencies"))
 
     def __init__(self) -> None:
         os.environ.setdefault("MLX_ENABLE_TF32", "0")

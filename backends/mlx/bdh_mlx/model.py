@@ -7,6 +7,7 @@ Nothing in here evaluates an array, except ``generate``, which has to know a tok
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from mlx.nn.layers.embedding import Embedding
 from mlx.utils import tree_flatten
 
 from bdh_mlx import weights
-from bdh_mlx.rope import rope, rotation
+from bdh_mlx.rope import rope, rotation, table_of
 from bdh_spec.checks import check_targets, check_tokens
 from bdh_spec.config import BDHConfig
 from bdh_spec.model import EPS, IGNORE
@@ -161,7 +162,7 @@ def run(
     keep: Sequence[mx.array | float] | None = None,
 ) -> tuple[mx.array, list[Stages]]:
     """All layers in parallel form: the last x (B, T, D) and what each layer computed."""
-    cos, sin = rotation(0, tokens.shape[1], config.n_neurons, wide(params.encoder.dtype), phase)
+    cos, sin = rotation(0, tokens.shape[1], table_of(config), wide(params.encoder.dtype), phase)
     x, layers = embed(tokens, params), []
     for i in range(config.n_layer):
         layers.append(layer(x, params, cos, sin, keep=1.0 if keep is None else keep[i]))
@@ -218,7 +219,7 @@ def advance(
     T = 1 is the recurrent form, a larger T the chunked one; both compute what ``forward`` computes on the whole text.
     """
     T = tokens.shape[1]
-    cos, sin = rotation(state.position, T, config.n_neurons, wide(params.encoder.dtype), phase)
+    cos, sin = rotation(state.position, T, table_of(config), wide(params.encoder.dtype), phase)
     x, memories = embed(tokens, params), []
     for memory in state.layers:
         stages = layer(x, params, cos, sin, memory)
@@ -256,7 +257,7 @@ def read_on(held: list[RecurrentState], tokens: mx.array, params: Params, config
 class BDH(Module):
     """A Baby Dragon Hatchling, for ``nn.value_and_grad``, ``mlx.optimizers`` and ``mx.compile``.
 
-    Its parameters are the five weights and nothing else: frequencies are no attribute of it. Dropout acts in training mode
+    Its parameters are the five weights and nothing else: frequencies are its configuration's. Dropout acts in training mode
     (``train()``, in which a module of MLX begins) on ``model(idx)`` and ``model(idx, targets)``; ``advance`` and ``generate``
     never drop.
     """
@@ -325,12 +326,15 @@ class BDH(Module):
     def load_weights(self, file_or_weights: str | Path | Sequence[tuple[str, mx.array]], strict: bool = True) -> BDH:
         """Take the weights of a ``.safetensors`` or ``.npz`` file, or of a list of names and arrays.
 
-        Knows what the older MLX port and its trainer wrote: its frequencies are checked against the table and left out, its
-        unused gate too. ``strict=False`` lets weights be missing or unknown. All weights are evaluated then, so that any
-        thread may use them; elsewhere, evaluate what you hand to another thread.
+        Knows what the older MLX port and its trainer wrote. Frequencies that they trained become those of ``config``, and the
+        model computes by them, with an ``OwnFrequenciesWarning``; an unused gate is left out. ``strict=False`` lets weights be
+        missing or unknown. All weights are evaluated then, so that any thread may use them; elsewhere, evaluate what you hand
+        to another thread.
         """
         found = weights.load(file_or_weights) if isinstance(file_or_weights, (str, Path)) else dict(file_or_weights)
-        super().load_weights(list(weights.select(found, self.config, strict).items()), strict=False)
+        chosen, freqs = weights.select(found, self.config, strict)
+        super().load_weights(list(chosen.items()), strict=False)
+        self.config = replace(self.config, freqs=freqs)
         mx.eval(self.params())
         return self
 

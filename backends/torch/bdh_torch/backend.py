@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from threading import Lock
 from typing import Any, ClassVar
 
@@ -12,17 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bdh_spec import AdamW, BDHConfig, CapabilityError
+from bdh_spec import AdamW, BDHConfig, CapabilityError, OptimizerState
 from bdh_spec.dtypes import DTYPES
 from bdh_spec.model import RecurrentState as ExportedState
 from bdh_spec.model import Stages
 from bdh_spec.params import Array, Params
-from bdh_spec.protocol import VERBS, Backend, Capabilities, Model
+from bdh_spec.protocol import VERBS, Backend, Batch, Capabilities, Model
 from bdh_spec.rope import Phase
 from bdh_torch.forms import Kernel
 from bdh_torch.layer import wide
 from bdh_torch.model import BDH, RecurrentState
-from bdh_torch.rope import frequencies
+from bdh_torch.optimizer import Optimizer, add
+from bdh_torch.rope import stored
 
 NAMES = Params("embed.weight", "encoder", "encoder_v", "decoder", "lm_head")  # of the weights in a state dict
 PER_HEAD = ("x_sparse", "rotated", "scores", "attention", "yKV", "y_sparse", "xy_sparse")
@@ -52,15 +52,6 @@ def full_precision() -> Iterator[None]:
                     switch.fp32_precision = precision
 
 
-@dataclass
-class Optimizer:
-    """AdamW over the five weights, and the source of each step's dropout."""
-
-    settings: AdamW
-    adam: torch.optim.AdamW
-    seeds: np.random.Generator  # not PyTorch's, which reads 32 bits of a seed
-
-
 class TorchModel(Model):
     """A ``BDH`` behind the protocol."""
 
@@ -71,16 +62,11 @@ class TorchModel(Model):
         with torch.device("meta"):  # no weights to draw: they are given
             self.module = BDH(config, phase=phase, kernel=kernel).eval()
         weights = {name: from_numpy(weight, device, dtype) for name, weight in zip(NAMES, params, strict=True)}
-        freqs = frequencies(config.n_neurons).view(1, 1, 1, -1).to(device)
+        freqs = stored(self.module.attn.table).to(device)
         self.module.load_state_dict({**weights, "attn.freqs": freqs}, assign=True)
 
     def params(self) -> Params:
         return Params(*(to_numpy(weight) for weight in self._weights()))
-
-    def optimizer(self, settings: AdamW) -> Optimizer:
-        s = settings
-        adam = torch.optim.AdamW(self._weights(), lr=s.learning_rate, betas=s.betas, eps=s.eps, weight_decay=s.weight_decay)
-        return Optimizer(settings, adam, np.random.default_rng(s.seed))
 
     @full_precision()
     @torch.no_grad()
@@ -140,23 +126,36 @@ class TorchModel(Model):
         layers = (from_numpy(memory.swapaxes(0, 1), self.device, dtype).flatten(0, 1) for memory in state.layers)  # h*B N D
         return RecurrentState(state.position, tuple(layers))
 
+    def _optimizer(self, settings: AdamW) -> Optimizer:
+        return Optimizer(self._weights(), settings)
+
     @full_precision()
-    def _train_step(self, optimizer: Any, tokens: Array, targets: Array) -> float:
-        with self._dropping(optimizer.seeds):
-            value, slopes = self._slopes(tokens, targets)
-        clip(slopes, optimizer.settings.clip)
-        for weight, slope in zip(self._weights(), slopes, strict=True):
-            weight.grad = slope
-        optimizer.adam.step()
-        optimizer.adam.zero_grad()
+    def _train_step(self, native: Any, batches: list[Batch], rate: float) -> float:
+        value, total = 0.0, None
+        for part, (tokens, targets, share) in enumerate(batches):
+            with self._dropping(native.next_seed(part)):
+                loss, slopes = self._slopes(tokens, targets)
+            value, total = value + share * loss, add(total, slopes, share)
+        native.step(total, rate)
         return value
 
+    def _export_optimizer(self, native: Any) -> OptimizerState:
+        first, second, masters = (held and Params(*map(to_numpy, held)) for held in native.export())
+        return OptimizerState(native.settings, native.steps, first, second, masters)
+
+    def _import_optimizer(self, state: OptimizerState) -> Optimizer:
+        dtype = "float64" if self.dtype == "float64" else "float32"
+        held = ([from_numpy(w, self.device, dtype) for w in five or ()] for five in (state.first, state.second, state.masters))
+        native = self._optimizer(state.settings)
+        native.restore(state.step, *held)
+        return native
+
     @contextmanager
-    def _dropping(self, seeds: np.random.Generator) -> Iterator[None]:
-        """Train with masks of the optimiser's own seeds, and leave PyTorch's generators as they were."""
+    def _dropping(self, seed: int) -> Iterator[None]:
+        """Train with the masks of this seed, and leave PyTorch's generators as they were."""
         device = torch.device(self.device)
         with dropping, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(int(seeds.integers(2**63)))
+            torch.manual_seed(seed)
             self.module.train()
             try:
                 yield
@@ -220,16 +219,3 @@ def to_numpy(value: Tensor) -> Array:
 def batch_first(value: Tensor, nh: int, B: int) -> Tensor:
     """What the port keeps as (h*B, T, K) or (h, B*T, K), as the protocol has it: (B, h, T, K)."""
     return value.view(nh, B, -1, value.shape[-1]).transpose(0, 1)
-
-
-def clip(slopes: tuple[Tensor, ...], largest: float | None) -> None:
-    """Scale slopes in place so that their common 2-norm is at most ``largest``.
-
-    PyTorch's own ``clip_grad_norm_`` adds 1e-6 to the norm.
-    """
-    norm = float(
-        torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(slope.to(wide(slope.dtype))) for slope in slopes]))
-    )
-    if largest is not None and norm > largest:
-        for slope in slopes:
-            slope.mul_(largest / norm)

@@ -52,8 +52,9 @@ def layer(
 ) -> Tensor:
     """Run one layer on x (B, T, D): the next x.
 
-    ``rotations`` are those of the tokens' positions, (T, N/2, 2), or (B, T, N/2, 2) where texts differ in them. ``attend`` says
-    what the tokens see beside one another, and keeps what later ones will want to see. ``note`` is shown each stage.
+    ``rotations`` are those of the tokens' positions, (T, N/2, 2), or (B, T, N/2, 2) where texts differ in them; with N for N/2
+    where neurons turn each by itself. ``attend`` says what the tokens see beside one another, and keeps what later ones will
+    want to see. ``note`` is shown each stage.
     """
     B, T, D = x.shape
     nh, _, N = weights.encoder.shape

@@ -61,7 +61,7 @@ class BDH(nn.Module):
         self.encoder_v = nn.Parameter(torch.empty(nh, D, N))
         self.decoder = nn.Parameter(torch.empty(nh * N, D))
         self.lm_head = nn.Parameter(torch.empty(D, V))
-        self.attn = Rotary(N, phase)  # named as in checkpoints
+        self.attn = Rotary(config, phase)  # named as in checkpoints
         self.drop = nn.Dropout(config.dropout)
         self.reset_parameters()
         self.register_load_state_dict_pre_hook(_check_frequencies)  # type: ignore[no-untyped-call]  # PyTorch has not typed it
@@ -87,7 +87,7 @@ class BDH(nn.Module):
         def read(rotated: Tensor, v: Tensor) -> Tensor:
             return attend(rotated, v if kept is None else without_padding(v, kept), None, note)
 
-        x, rotations = self._start(idx, 0)
+        x, rotations = self._start(idx, self._from_first_token(idx, kept))
         note("embed", x)
         for _ in range(self.config.n_layer):
             x = layer(x, self.weights, rotations, read, self.drop, note)
@@ -157,14 +157,21 @@ class BDH(nn.Module):
             self.train(training)
         return torch.cat(text, dim=1)
 
-    def _start(self, idx: Tensor, position: int) -> tuple[Tensor, Tensor]:
+    def _start(self, idx: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """What the first layer reads (R1), and the rotations that all layers and heads share."""
         x = layer_norm(self.embed(idx))  # B T D
-        positions = position + torch.arange(idx.shape[1], device=idx.device)
         return x, self.attn(positions, wide(self.encoder.dtype))
+
+    def _from_first_token(self, idx: Tensor, kept: Tensor | None) -> Tensor:
+        """The positions of a text (T), or (B, T) where padding is before the texts and an offset is no matter of naming."""
+        if kept is None or self.attn.in_pairs:
+            return torch.arange(idx.shape[1], device=idx.device)
+        return (kept.long().cumsum(1) - 1).clamp(min=0)
 
     def _streams(self, idx: Tensor) -> bool:
         """Whether these tokens are read by the streamed kernel."""
+        if not self.attn.in_pairs:
+            return False  # what turns the two neurons of a pair differently is no complex number
         if self.attn.phase == "float32" and idx.shape[1] > self._chunk(idx.shape[1]):
             return False  # phases that are rounded at each position are not relative
         size = idx.numel() * self.encoder[..., 0, :].numel() * self.encoder.element_size()
@@ -196,7 +203,7 @@ class BDH(nn.Module):
         return torch.cat(logits, dim=1), state
 
     def _advance_chunk(self, state: RecurrentState, idx: Tensor, *, donate: bool) -> tuple[Tensor, RecurrentState]:
-        x, rotations = self._start(idx, state.position)
+        x, rotations = self._start(idx, state.position + torch.arange(idx.shape[1], device=idx.device))
         memories: list[Tensor] = []
 
         def attend_and_write(rotated: Tensor, v: Tensor) -> Tensor:
@@ -225,9 +232,9 @@ def _demand_rectangle(idx: Tensor) -> None:
         raise TokensError(f"tokens have shape {tuple(idx.shape)}: give at least one text of at least one token, (B, T)")
 
 
-def _check_frequencies(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+def _check_frequencies(module: BDH, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     if f"{prefix}attn.freqs" in state_dict:
-        check_frequencies(state_dict[f"{prefix}attn.freqs"])
+        check_frequencies(state_dict[f"{prefix}attn.freqs"], module.attn.table)
 
 
 def _restore_phases(module: BDH, incompatible: Any) -> None:

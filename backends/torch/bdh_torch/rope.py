@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bdh_spec import ParamsError
+from bdh_spec import BDHConfig, ParamsError
 from bdh_spec import rope as spec
+from bdh_spec.model import frequencies_of
+from bdh_spec.params import Array
 from bdh_spec.rope import Phase
-from bdh_spec.stored_table import is_the_table
+from bdh_spec.stored_table import TABLE_ROUNDING, is_stored, is_the_table
 
 
 class Rotations(NamedTuple):
@@ -26,19 +28,24 @@ class Rotations(NamedTuple):
 
 
 class Rotary(nn.Module):
-    """The rotations of a model of N neurons per head, and the ``freqs`` that its checkpoints carry.
+    """The rotations of a model, and the ``freqs`` that its checkpoints carry.
 
     ``freqs`` is there to be saved and loaded only. Casts of the model change it, and rotations must not change with it.
     """
 
     freqs: Tensor  # (1, 1, 1, N) float32, turns per token
-    fixed: Tensor  # (N/2) int64, turns per token of a pair in units of 2^-64
+    fixed: Tensor  # (N/2), or (N) where the two neurons of a pair differ: turns per token as whole numbers
 
-    def __init__(self, n_neurons: int, phase: Phase) -> None:
+    def __init__(self, config: BDHConfig, phase: Phase) -> None:
         super().__init__()
-        self.n_neurons, self.phase = n_neurons, phase
-        self.register_buffer("freqs", frequencies(n_neurons).view(1, 1, 1, -1))
-        self.register_buffer("fixed", fixed_point(n_neurons), persistent=False)
+        self.table, self.phase = frequencies_of(config), phase
+        self.register_buffer("freqs", stored(self.table))
+        self.register_buffer("fixed", whole_numbers(self.table, phase), persistent=False)
+
+    @property
+    def in_pairs(self) -> bool:
+        """Whether both neurons of every pair turn alike, so that positions may be counted from anywhere."""
+        return len(self.fixed) < len(self.table)
 
     def forward(self, positions: Tensor, dtype: torch.dtype) -> Tensor:
         return rotation(positions, self.fixed, dtype, self.phase)
@@ -53,59 +60,86 @@ class Rotary(nn.Module):
 
     def reset(self, device: torch.device) -> None:
         """Fill both tables, which are empty in a model that was built on the meta device."""
-        self.freqs = frequencies(self.n_neurons).view(1, 1, 1, -1).to(device)
+        self.freqs = stored(self.table).to(device)
         self.restore(device)
 
     def restore(self, device: torch.device) -> None:
         """Fill the table that no checkpoint holds."""
-        self.fixed = fixed_point(self.n_neurons).to(device)
+        self.fixed = whole_numbers(self.table, self.phase).to(device)
 
 
-def frequencies(n_neurons: int) -> Tensor:
-    """Turns per token of each neuron, float32 (N): the normative table."""
-    return torch.from_numpy(spec.frequencies(n_neurons))
+def stored(table: Array) -> Tensor:
+    """Turns per token of each neuron as checkpoints carry them, float32 (1, 1, 1, N)."""
+    return torch.tensor(table).view(1, 1, 1, -1)
 
 
-def fixed_point(n_neurons: int) -> Tensor:
-    """Turns per token of each pair of neurons in units of 2^-64, int64 (N/2): each f is a whole number of them."""
-    turns = spec.frequencies(n_neurons)[::2].astype(np.float64)
-    return torch.from_numpy((turns * 2.0**64).astype(np.int64))
+def whole_numbers(table: Array, phase: Phase) -> Tensor:
+    """A table (N) as whole numbers, which no cast of a model changes: once per pair, (N/2), unless the two neurons differ.
+
+    For exact phases they are units of 2^-64 turns, int64; for phases in float32 the bits of the table itself, int32.
+    """
+    each = table[::2] if (table[::2] == table[1::2]).all() else table
+    return torch.tensor(each).view(torch.int32) if phase == "float32" else fixed_point(each)
 
 
-def check_frequencies(freqs: Tensor) -> None:
-    """Refuse frequencies that are not the table as rounded by whoever wrote them."""
+def fixed_point(table: Array) -> Tensor:
+    """Turns per token in units of 2^-64, int64: read as signed they run from minus half a turn to half a turn."""
+    return torch.from_numpy(spec.fixed_point(table).view(np.int64))
+
+
+def check_frequencies(freqs: Tensor, table: Array) -> None:
+    """Refuse frequencies that are not the model's table as rounded by whoever wrote them."""
     found, kind = freqs.detach().double().cpu().flatten(), torch.finfo(freqs.dtype)
-    if not is_the_table(found.numpy(), kind.eps, kind.smallest_normal * kind.eps):
-        table = frequencies(freqs.numel()).double()
-        off = (found - table).abs() / table
+    if found.numel() != table.size:
+        raise ParamsError(
+            f"attn.freqs has {found.numel()} values, the model {table.size} neurons: load another model's weights"
+        )
+    eps = max(kind.eps, torch.finfo(torch.float32).eps)
+    is_normative = is_the_table(table)
+    rounding = TABLE_ROUNDING + eps if is_normative else eps
+    if not is_stored(table, found.numpy(), rounding, kind.smallest_normal * kind.eps):
+        wanted = torch.tensor(table).double()
+        off = ((found - wanted) / wanted).abs()
         n = int(off.nan_to_num(torch.inf).argmax())
         raise ParamsError(
-            f"attn.freqs[{n}] is {found[n]:.8g}, the table says {table[n]:.8g} ({off[n]:.1e} of it off): these are"
-            " frequencies of another model, or trained by accident; bdh-convert --freqs reset puts the table back"
+            f"attn.freqs[{n}] is {found[n]:.8g}, the {'table' if is_normative else 'model'} says {wanted[n]:.8g}"
+            f" ({off[n]:.1e} of it off): these are frequencies of another model, or trained by accident; a model that computes"
+            " by them is BDH(BDHConfig(..., freqs=bdh_spec.Frequencies(state['attn.freqs']))), and bdh-convert --freqs reset"
+            " puts BDH's table back"
         )
 
 
 def turns(positions: Tensor, fixed: Tensor, dtype: torch.dtype, phase: Phase) -> Tensor:
-    """How far each pair has turned at each position: a fraction of a turn from -1/2 to 1/2, (..., T) to (..., T, N/2)."""
+    """How far each has turned at each position: a fraction of a turn from -1/2 to 1/2, (..., T) to (..., T, K)."""
     positions = positions[..., None]  # ... T 1
     if phase == "float32":  # what the published models saw; its error grows with the position
-        whole = positions.float() * (fixed.float() * 2.0**-64)
+        whole = positions.float() * fixed.view(torch.float32)
         return (whole - whole.round()).to(dtype)
     # The product counts 2^-64 turns and wraps at whole turns by itself, where the sign bit is half a turn.
     return (positions * fixed).to(dtype) * 2.0**-64
 
 
 def rotation(positions: Tensor, fixed: Tensor, dtype: torch.dtype, phase: Phase) -> Tensor:
-    """Cosine and sine of the phases of whole-number positions (..., T), as pairs (..., T, N/2, 2)."""
-    angle = 2 * math.pi * turns(positions, fixed, dtype, phase)  # ... T N/2
+    """Cosine and sine of the phases of whole-number positions (..., T): (..., T, N/2, 2), or (..., T, N, 2) of each neuron."""
+    angle = 2 * math.pi * turns(positions, fixed, dtype, phase)  # ... T K
     return torch.stack((angle.cos(), angle.sin()), dim=-1)
 
 
 def rope(v: Tensor, rotations: Tensor) -> Tensor:
-    """Turn each pair of neurons of v (..., T, N) by its phase."""
-    pairs = torch.unflatten(v.to(rotations.dtype), -1, (-1, 2))  # ... T N/2 2
+    """Turn each pair of neurons of v (..., T, N) by its phase, or each neuron by its own."""
+    wide = v.to(rotations.dtype)
+    if rotations.shape[-2] == v.shape[-1]:  # no rotation, so that nothing shorter than the equation will do
+        cos, sin = rotations.unbind(-1)
+        return (wide * cos + swap(wide) * sin).to(v.dtype)
+    pairs = torch.unflatten(wide, -1, (-1, 2))  # ... T N/2 2
     turned = _turn_compiled(pairs, rotations) if torch.compiler.is_compiling() else _turn(pairs, rotations)
     return turned.flatten(-2).to(v.dtype)
+
+
+def swap(v: Tensor) -> Tensor:
+    """A quarter turn: (a, b) becomes (-b, a) in every pair."""
+    a, b = torch.unflatten(v, -1, (-1, 2)).unbind(-1)
+    return torch.stack((-b, a), dim=-1).flatten(-2)
 
 
 def _turn(pairs: Tensor, rotations: Tensor) -> Tensor:

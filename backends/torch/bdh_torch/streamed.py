@@ -254,8 +254,6 @@ class _Gated(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    @torch.autocast("cpu", enabled=False)
-    @torch.autocast("cuda", enabled=False)
     def backward(ctx: Any, d_decoded: Tensor) -> tuple[Tensor | None, ...]:
         x, encoder, encoder_v, decoder, local, shifts, *kept = ctx.saved_tensors
         weights, rotations = Weights(encoder, encoder_v, decoder), Rotations(local, shifts)
@@ -263,8 +261,9 @@ class _Gated(torch.autograd.Function):
         d_weights = Weights(*(torch.zeros_like(weight, dtype=wide(weight.dtype)) for weight in weights))
         d_x = x.new_zeros(B * T, D, dtype=wide(x.dtype))
         rows_of_x, rows_of_d = x.reshape(B * T, D), d_decoded.reshape(B * T, D).to(x.dtype)
-        for _, span, rows in groups(B, T, ctx.chunk):
-            for h in range(len(encoder)):
+        heads = [(h, span, rows) for _, span, rows in groups(B, T, ctx.chunk) for h in range(len(encoder))]
+        with torch.autocast(x.device.type, enabled=False):
+            for h, span, rows in heads:
                 head = _Backward(rows_of_x[span], weights, h, rotations, rows, ctx.dropout, span.start).into(d_weights)
                 d_attention = head.undo_gate(rows_of_d[span], next(remembered))
                 head.undo_attention(d_attention, next(remembered), d_x[span])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from huggingface_hub.dataclasses import strict
 
 from bdh_spec.config import BDHConfig as Sizes
+from bdh_spec.errors import CapabilityError
 from bdh_transformers.remote_code import ConfigWithCode
 
 FORMS = ("bdh_recurrent", "bdh_parallel", "eager")  # of attention; eager is what transformers calls the parallel one
@@ -56,6 +57,11 @@ class BDHConfig(ConfigWithCode):
     @classmethod
     def from_sizes(cls, sizes: Sizes, **options: Any) -> BDHConfig:
         """The configuration of a model of these sizes, which the specification and the ports share."""
+        if sizes.freqs is not None:
+            raise CapabilityError(
+                "the model brings its own frequencies, which no folder of transformers stores: run it on another port, or"
+                " convert it with bdh-convert --freqs reset, which writes BDH's"
+            )
         return cls(
             num_hidden_layers=sizes.n_layer,
             hidden_size=sizes.n_embd,

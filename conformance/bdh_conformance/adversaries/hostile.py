@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from bdh_spec import Backend, Model, Params, RecurrentState
+from bdh_conformance.adversaries.narrow import KeepsNoMasters, LosesMasters, NarrowBackend, RoundsMoments
+from bdh_spec import Backend, Batch, Model, Params, RecurrentState
 from bdh_spec.config import BDHConfig
 from bdh_spec.numpy_backend import NumpyBackend, NumpyModel
 from bdh_spec.params import Array
@@ -83,9 +84,9 @@ class TrainsFrequencies(NumpyModel):
 
     stretch = 1
 
-    def _train_step(self, optimizer: Any, tokens: Array, targets: Array) -> float:
+    def _train_step(self, native: Any, batches: list[Batch], rate: float) -> float:
         self.stretch += 1
-        return super()._train_step(optimizer, tokens, targets)
+        return super()._train_step(native, batches, rate)
 
     def _forward(self, tokens: Array) -> Array:
         spaced = np.zeros((tokens.shape[0], tokens.shape[1] * self.stretch), tokens.dtype)
@@ -115,10 +116,11 @@ class Hostile:
     says: str
     load: Callable[..., Model]
     channels: tuple[str, ...]  # each of which refuses it
+    base: type[Backend] = NumpyBackend
 
     def backend(self) -> Backend:
         """The port."""
-        return type(self.name, (NumpyBackend,), {"name": self.name, "_load": staticmethod(self.load)})()
+        return type(self.name, (self.base,), {"name": self.name, "_load": staticmethod(self.load)})()
 
 
 def spoiled(name: str, says: str, make: Callable[[], Spoil], *channels: str) -> Hostile:
@@ -191,6 +193,9 @@ ALL = (
     Hostile("weights_overwritten", "writes into the caller's weights", WritesIntoWeights, ("mutation",)),
     Hostile("state_overwritten", "writes into the arrays a state was imported from", WritesIntoState, ("mutation",)),
     Hostile("frequencies_trained", "trains something beside the five weights", TrainsFrequencies, ("training",)),
+    Hostile("masters_missing", "steps from the rounded weights", KeepsNoMasters, ("masters",), NarrowBackend),
+    Hostile("masters_lost", "exports rounded weights", LosesMasters, ("masters", "resumption"), NarrowBackend),
+    Hostile("moments_rounded", "keeps its moments in the weights' dtype", RoundsMoments, ("masters",), NarrowBackend),
     Hostile("nothing_traced", "traces nothing", TracesNothing, ("traces",)),
     Hostile("raises", "raises the framework's own error", Fails, ("logits",)),
 )

@@ -34,6 +34,9 @@ FORWARD = "return model.forward(tokens, self._params, self.config, phase=self.ph
 EMPTY = "model.init_state(len(tokens), self.config, np.dtype(self.dtype))"
 CHUNK = "CHUNK = 256"
 CAPABILITIES = 'Capabilities(dtypes=("float32", "float64"), verbs=VERBS)'
+BDHS_ONLY = Change(  # for what only a table that turns pairs allows
+    "numpy_backend", CAPABILITIES, CAPABILITIES.replace("VERBS", 'tuple(verb for verb in VERBS if verb != "frequencies")')
+)
 WRITE = "return memory + rotated.swapaxes(-1, -2) @ x[:, None]"
 
 
@@ -168,6 +171,7 @@ ALL = (
                 "return (np.ascontiguousarray(v).view(np.result_type(v, np.complex64))"
                 " * (cos[..., ::2] + 1j * sin[..., ::2]).astype(np.result_type(v, np.complex64))).view(v.dtype)",
             ),
+            BDHS_ONLY,
         ),
     ),
     Legal(
@@ -183,7 +187,7 @@ ALL = (
     Legal(
         "angle_about_zero",
         "phases run from minus half a turn to half a turn",
-        (Change("rope", "* turns(positions, n_neurons, phase)", "* ((turns(positions, n_neurons, phase) + 0.5) % 1 - 0.5)"),),
+        (Change("rope", "* turns(positions, table, phase)", "* ((turns(positions, table, phase) + 0.5) % 1 - 0.5)"),),
     ),
     Legal(
         "padding_as_zeros",
@@ -196,6 +200,7 @@ ALL = (
                 "np.where(np.arange(tokens.shape[1]) < start, self.config.vocab_size, tokens[b])[None],"
                 " self._params._replace(embed=np.pad(self._params.embed, ((0, 1), (0, 0)))), self.config, phase=self.phase)[0]",
             ),
+            BDHS_ONLY,
         ),
     ),
     Legal(

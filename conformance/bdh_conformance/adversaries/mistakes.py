@@ -170,14 +170,14 @@ POWER = Place("rope", "(THETA ** pair", BOTH)
 GROWTH = Place("rope", "(THETA ** pair.astype(np.float64))", BOTH)
 THETA = Place("rope", "THETA = 2.0**16", BOTH)
 ANGLE = Place("rope", "2 * np.pi * turns(", BOTH)
-FIXED = Place("rope", "(positions.astype(np.uint64)[:, None] * fixed) * 2.0**-64", ("phases",))
+FIXED = Place("rope", "(positions.astype(np.uint64)[:, None] * fixed_point(table)) * 2.0**-64", ("phases",))
 COS_SIN = Place("rope", "return np.cos(angle), np.sin(angle)", BOTH)
 QUARTER = Place("rope", "quarter[..., 0::2] = -v[..., 1::2]", BOTH)
 TURNED = Place("model", "rotated = rope(x_sparse, cos, sin)", BOTH)
-TABLE = Place("rope", "    f = frequencies(n_neurons)", BOTH)
+TABLE = Place("model", "return frequencies(config.n_neurons) if config.freqs is None else config.freqs.array", BOTH)
 EXPONENT = Place("rope", ".astype(np.float32) / np.float32(n_neurons)", ("phases",))
 PHASE = Place("rope", 'if phase == "float32":', ("phases",))
-ROUNDED = Place("rope", "* turns(positions, n_neurons, phase)).astype(dtype)", BOTH)
+ROUNDED = Place("rope", "* turns(positions, table, phase)).astype(dtype)", BOTH)
 POSITIONS = Place("rope", "positions = np.uint64(start) + np.arange(length, dtype=np.uint64)", ("phases",))
 R4 = [
     ROPE(
@@ -206,16 +206,18 @@ R4 = [
     ANGLE("phase_in_half_turns", "np.pi * turns(", "phases are half of what they are"),
     FIXED(
         "two_pi_missing_in_table",
-        "np.mod(positions[:, None] * (f * (2 * np.pi)), 1)",
+        "np.mod(positions[:, None] * (table * (2 * np.pi)), 1)",
         "the frequency table is not divided by 2 pi",
         BOTH,
     ),
     FIXED(
         "phases_float64_product",
-        "np.mod(positions.astype(np.float64)[:, None] * f, 1)",
+        "np.mod(positions.astype(np.float64)[:, None] * table, 1)",
         "phases declared exact are products in float64, too coarse beyond 2^30",
     ),
-    FIXED("phases_not_wrapped", "positions.astype(np.float64)[:, None] * f", "whole turns are not taken off before the cosine"),
+    FIXED(
+        "phases_not_wrapped", "positions.astype(np.float64)[:, None] * table", "whole turns are not taken off before the cosine"
+    ),
     COS_SIN("cos_and_sin_swapped", "return np.sin(angle), np.cos(angle)", "cosine and sine are swapped"),
     QUARTER("swap_without_sign", "quarter[..., 0::2] = v[..., 1::2]", "the swap of a pair lacks its minus sign"),
     TURNED("rotation_missing", "rotated = x_sparse.copy()", "nothing is rotated"),
@@ -234,19 +236,19 @@ R4 = [
     TURNED("rotation_then_relu", "rotated = relu(rope(x_sparse, cos, sin))", "the rotated code goes through a relu"),
     TABLE(
         "frequencies_bfloat16",
-        "    f = frequencies(n_neurons).astype('bfloat16').astype(np.float32)",
+        "return frequencies(config.n_neurons).astype('bfloat16').astype(np.float32)",
         "the frequencies are rounded to bfloat16",
     ),
     TABLE(
         "frequencies_float16",
-        "    f = frequencies(n_neurons).astype(np.float16).astype(np.float32)",
+        "return frequencies(config.n_neurons).astype(np.float16).astype(np.float32)",
         "the frequencies are rounded to float16",
     ),
     EXPONENT("table_rounded_once", " / n_neurons", "the frequency table is computed in float64 and rounded once"),
     PHASE("phases_float32", "if True:", "phases declared exact are products in float32"),
     ROUNDED(
         "phases_bfloat16",
-        "* turns(positions, n_neurons, phase)).astype('bfloat16').astype(dtype)",
+        "* turns(positions, table, phase)).astype('bfloat16').astype(dtype)",
         "phases are rounded to bfloat16",
     ),
     POSITIONS(
@@ -404,11 +406,8 @@ ALL_MASKS = Place(
     "model", "[(rng.random(shape) < kept).astype(dtype) / dtype.type(kept) for _ in range(config.n_layer)]", ("dropout",)
 )
 MASK = Place("model", "shape = (B, config.n_head, T, config.n_neurons)", ("dropout",))
-DROPPED = Place(
-    "numpy_backend", "keep = model.dropout(self.config, tokens.shape, np.dtype(self.dtype), optimizer.rng)", ("dropout",)
-)
-RNG = Place("numpy_backend", "optimizer.rng)", ("dropout",))
-SEEDED = Place("numpy_backend", "np.random.default_rng(settings.seed)", ("dropout",))
+DROPPED = Place("numpy_backend", "keep = model.dropout(self.config, tokens.shape, np.dtype(self.dtype), rng)", ("dropout",))
+SEEDED = Place("numpy_backend", "dropout_seed(moments.settings.seed, moments.step + 1, part)", ("dropout",))
 D_KEEP = Place("gradients", "* keep  # B h T N, R8", ("dropout",))
 R8 = [
     EVALUATED(
@@ -460,13 +459,9 @@ R8 = [
         ("dropout",),
     ),
     DROPPED("dropout_missing", "keep = None", "training does not drop"),
-    RNG(
-        "dropout_same_in_all_steps",
-        "np.random.default_rng(optimizer.settings.seed))",
-        "every step of training drops the same values",
-    ),
-    SEEDED("dropout_seed_ignored", "np.random.default_rng(0)", "dropout does not follow its seed"),
-    SEEDED("dropout_unseeded", "np.random.default_rng()", "dropout cannot be repeated from its seed", random=True),
+    SEEDED("dropout_same_in_all_steps", "moments.settings.seed", "every step of training drops the same values"),
+    SEEDED("dropout_seed_ignored", "dropout_seed(0, moments.step + 1, part)", "dropout does not follow its seed"),
+    SEEDED("dropout_unseeded", "None", "dropout cannot be repeated from its seed", random=True),
     D_KEEP("dropout_forgotten_in_gradient", "* 1.0", "the gradient passes through what was dropped"),
 ]
 
@@ -602,7 +597,7 @@ R12 = [
 POSITION = Place("model", "rotation(state.position, T,", ("decode",))
 AFTER = Place("model", "RecurrentState(state.position + T,", ("decode",))
 CHUNK_ROTATION = Place(
-    "model", "cos, sin = rotation(state.position, T, config.n_neurons, params.encoder.dtype, phase)", ("decode",)
+    "model", "cos, sin = rotation(state.position, T, frequencies_of(config), params.encoder.dtype, phase)", ("decode",)
 )
 STATE_READ = Place("model", "attention = attention + read(memory, rotated)", ("decode",))
 STATE_KEPT = Place("model", "memories.append(write(memory, stages.rotated, x))", ("decode", "states"))
@@ -630,7 +625,7 @@ R13 = [
     AFTER("position_counts_calls", "RecurrentState(state.position + 1,", "the position counts calls and not tokens"),
     CHUNK_ROTATION(
         "positions_all_first",
-        "cos, sin = rotation(state.position, 1, config.n_neurons, params.encoder.dtype, phase)",
+        "cos, sin = rotation(state.position, 1, frequencies_of(config), params.encoder.dtype, phase)",
         "all tokens of a chunk are rotated as its first",
     ),
     STATE_READ(
@@ -828,7 +823,7 @@ D_X_OUT = Place("gradients", "return d_sum + from_values + from_encoder", ("grad
 D_VALUES = Place("gradients", "@ d_attention, axis=1)", ("gradients",))
 D_ROTATED = Place("gradients", "(d_scores + d_scores.swapaxes(-1, -2))", ("gradients",))
 D_SCORES = Place("gradients", "np.tril(d_attention @ x[:, None].swapaxes(-1, -2), k=-1)", ("gradients",))
-D_X_SPARSE = Place("gradients", "d_x_sparse = d_xy * s.y_sparse + rope(d_rotated, cos, -sin)", ("gradients",))
+D_X_SPARSE = Place("gradients", "d_x_sparse = d_xy * s.y_sparse + rope_gradient(d_rotated, cos, sin)", ("gradients",))
 D_X_RELU = Place("gradients", "(s.x_sparse > 0)", ("gradients",))
 D_Y_RELU = Place("gradients", "(s.y_sparse > 0)", ("gradients",))
 D_GATE = Place("gradients", "d_y_before = d_xy * s.x_sparse", ("gradients",))
@@ -886,11 +881,13 @@ R15 = [
         "gradient_without_attention", "d_x_sparse = d_xy * s.y_sparse", "no gradient reaches the code through the attention"
     ),
     D_X_SPARSE(
-        "gradient_without_gate", "d_x_sparse = rope(d_rotated, cos, -sin)", "no gradient reaches the code through the gate"
+        "gradient_without_gate",
+        "d_x_sparse = rope_gradient(d_rotated, cos, sin)",
+        "no gradient reaches the code through the gate",
     ),
     D_X_SPARSE(
         "gradient_turned_forwards",
-        "d_x_sparse = d_xy * s.y_sparse + rope(d_rotated, cos, sin)",
+        "d_x_sparse = d_xy * s.y_sparse + rope_gradient(d_rotated, cos, -sin)",
         "the gradient is rotated forwards and not back",
     ),
     D_X_SPARSE("gradient_not_turned", "d_x_sparse = d_xy * s.y_sparse + d_rotated", "the gradient is not rotated back"),
@@ -951,15 +948,13 @@ CORRECTED = Place(
 )
 STEPS = Place("optimizer", "moments.step += 1", ("training",))
 CLIPPED = Place("optimizer", "g = slope * scale", ("training",))
-MOVED = Place(
-    "optimizer", "weight -= s.learning_rate * (mean / (np.sqrt(square) + s.eps) + s.weight_decay * weight)", ("training",)
-)
+MOVED = Place("optimizer", "weight -= rate * (mean / (np.sqrt(square) + s.eps) + s.weight_decay * weight)", ("training",))
 DEVIATION = Place("optimizer", "(np.sqrt(square) + s.eps)", ("training",))
-SETTINGS = Place("numpy_backend", "return Moments(settings, ", ("training",))
+SETTINGS = Place("numpy_backend", "return begin(self._params, settings)", ("training",))
 CLIP_SCALE = Place("optimizer", "return 1.0 if clip is None or norm <= clip else clip / norm", ("training",))
-WEIGHTS = Place("optimizer", "zip(params, slopes, moments.first, moments.second, strict=True)", ("training",))
-UPDATE = Place("numpy_backend", "update(self._params, slopes, optimizer)", ("training",))
-STEP_LOSS = Place("numpy_backend", "return value", ("training",))
+WEIGHTS = Place("optimizer", "if name in s.frozen:", ("training",))
+UPDATE = Place("numpy_backend", "update(self._params, slopes, native, rate)", ("training",))
+STEP_LOSS = Place("numpy_backend", "return loss_before", ("training",))
 TRAINING = [
     CORRECTED("adam_uncorrected", "mean, square = m, v", "Adam's moments are not corrected for their start"),
     STEPS("adam_correction_late", "moments.step += 1 + (not moments.step)", "Adam's correction is one step ahead"),
@@ -971,33 +966,32 @@ TRAINING = [
         "g = np.clip(slope, -(s.clip or np.inf), s.clip or np.inf)",
         "gradients are clipped by value and not by norm",
     ),
-    MOVED("adam_decay_missing", "weight -= s.learning_rate * (mean / (np.sqrt(square) + s.eps))", "weight decay is missing"),
+    MOVED("adam_decay_missing", "weight -= rate * (mean / (np.sqrt(square) + s.eps))", "weight decay is missing"),
     MOVED(
         "adam_decay_unscaled",
-        "weight -= s.learning_rate * (mean / (np.sqrt(square) + s.eps)) + s.weight_decay * weight",
+        "weight -= rate * (mean / (np.sqrt(square) + s.eps)) + s.weight_decay * weight",
         "weight decay is not multiplied by the learning rate",
     ),
     MOVED(
         "adam_embedding_undecayed",
-        "weight -= s.learning_rate * (mean / (np.sqrt(square) + s.eps) + s.weight_decay * weight * (weight is not "
-        "params.embed))",
+        "weight -= rate * (mean / (np.sqrt(square) + s.eps) + s.weight_decay * weight * (weight is not params.embed))",
         "the embedding does not decay",
     ),
-    MOVED("adam_is_sgd", "weight -= s.learning_rate * (g + s.weight_decay * weight)", "the step is plain gradient descent"),
+    MOVED("adam_is_sgd", "weight -= rate * (g + s.weight_decay * weight)", "the step is plain gradient descent"),
     MOVED(
         "adam_ascends",
-        "weight += s.learning_rate * (mean / (np.sqrt(square) + s.eps) + s.weight_decay * weight)",
+        "weight += rate * (mean / (np.sqrt(square) + s.eps) + s.weight_decay * weight)",
         "the step goes up the gradient",
     ),
     DEVIATION("adam_eps_in_root", "np.sqrt(square + s.eps)", "Adam's epsilon is inside the root"),
     SETTINGS(
         "adam_betas_swapped",
-        'return Moments(AdamW(**(vars(settings) | {"betas": settings.betas[::-1]})), ',
+        'return begin(self._params, AdamW(**(vars(settings) | {"betas": settings.betas[::-1]})))',
         "Adam's two betas are swapped",
     ),
     SETTINGS(
         "adam_beta_default",
-        'return Moments(AdamW(**(vars(settings) | {"betas": (settings.betas[0], 0.999)})), ',
+        'return begin(self._params, AdamW(**(vars(settings) | {"betas": (settings.betas[0], 0.999)})))',
         "Adam's second beta is 0.999 whatever is asked for",
     ),
     CLIP_SCALE(
@@ -1005,9 +999,90 @@ TRAINING = [
         "return 1.0 if clip is None else clip / norm",
         "gradients are scaled to the clipping norm even where they are smaller",
     ),
-    WEIGHTS("head_frozen", "zip(params[:4], slopes, moments.first, moments.second)", "lm_head is not trained"),
-    UPDATE("weights_not_moved", "update(self.params(), slopes, optimizer)", "a step of training moves a copy of the weights"),
-    STEP_LOSS("loss_after_step", "return self._loss(tokens, targets)", "a step of training returns the loss after it"),
+    WEIGHTS("head_frozen", "if name in (*s.frozen, 'lm_head'):", "lm_head is not trained"),
+    UPDATE(
+        "weights_not_moved", "update(self.params(), slopes, native, rate)", "a step of training moves a copy of the weights"
+    ),
+    STEP_LOSS("loss_after_step", "return self._loss(*batches[-1][:2])", "a step of training returns the loss after it"),
+]
+
+# training: rates, several batches to a step, and optimisers that move
+RATE = Place("protocol", "optimizer.settings.learning_rate if rate is None else check_rate(rate)", ("training",))
+RATED = Place("numpy_backend", "update(self._params, slopes, native, rate)", ("training",))
+SHARE = Place("protocol", "n / sum(counts)", ("accumulation",))
+SHARED = Place("numpy_backend", "(t + share * g for t, g in zip(total, slopes, strict=True))", ("accumulation",))
+SHARED_LOSS = Place("numpy_backend", "value + share * loss", ("accumulation",))
+DROPPED_BY = Place("numpy_backend", "dropout_seed(moments.settings.seed, moments.step + 1, part)", ("resumption",))
+EXPORTED = Place(
+    "numpy_backend", "(Params(*map(np.copy, held)) for held in (native.first, native.second))", ("optimizer", "resumption")
+)
+IMPORTED = Place(
+    "numpy_backend", "[m.astype(self.dtype) for m in held] for held in (state.first, state.second)", ("optimizer", "resumption")
+)
+TAKEN_UP = Place("numpy_backend", "return Moments(state.settings, first, second, state.step)", ("optimizer", "resumption"))
+COUNTED = Place("numpy_backend", "return OptimizerState(native.settings, native.step, first, second)", ("optimizer",))
+OPTIMIZERS = [
+    RATE("rate_ignored", "optimizer.settings.learning_rate", "a step's own rate is ignored"),
+    RATE(
+        "rate_kept",
+        "vars(optimizer).setdefault('kept', optimizer.settings.learning_rate) if rate is None"
+        " else vars(optimizer).update(kept=check_rate(rate)) or rate",
+        "a step without a rate of its own takes that of the step before",
+    ),
+    RATED(
+        "rate_late",
+        "update(self._params, slopes, native, self.__dict__.setdefault('late', [rate]).append(rate) or self.late.pop(0))",
+        "a step's own rate acts one step late",
+    ),
+    SHARE("accumulation_means_averaged", "1 / sum(n > 0 for n in counts)", "a step averages the means of unequal batches"),
+    SHARED("accumulation_summed", "(t + g for t, g in zip(total, slopes, strict=True))", "a step adds up its batches' means"),
+    SHARED("accumulation_last_only", "(share * g for g in slopes)", "a step moves along the last of its batches alone"),
+    SHARED_LOSS("accumulation_loss_of_last", "loss", "the loss of a step is that of the last of its batches"),
+    DROPPED_BY(
+        "dropout_starts_again",
+        "dropout_seed(moments.settings.seed, len(vars(moments).setdefault('drawn', []).append(0) or moments.drawn), part)",
+        "an optimiser taken up again drops what it dropped at its start",
+    ),
+    EXPORTED(
+        "moments_swapped_at_export",
+        "(Params(*map(np.copy, held)) for held in (native.second, native.first))",
+        "the two moments are swapped at export",
+    ),
+    EXPORTED(
+        "moments_not_copied",
+        "(Params(*held) for held in (native.first, native.second))",
+        "an exported optimiser moves on with its model",
+        ("optimizer",),
+    ),
+    IMPORTED(
+        "moments_swapped_at_import",
+        "[m.astype(self.dtype) for m in held] for held in (state.second, state.first)",
+        "the two moments are swapped at import",
+    ),
+    IMPORTED(
+        "moments_forgotten",
+        "[np.zeros(m.shape, self.dtype) for m in held] for held in (state.first, state.second)",
+        "an imported optimiser has forgotten its moments",
+    ),
+    IMPORTED(
+        "moments_in_float16",
+        "[m.astype('float16').astype(self.dtype) for m in held] for held in (state.first, state.second)",
+        "imported moments are rounded to float16",
+    ),
+    TAKEN_UP(
+        "step_forgotten", "return Moments(state.settings, first, second, 0)", "an imported optimiser counts its steps from 0"
+    ),
+    TAKEN_UP(
+        "settings_forgotten",
+        "return Moments(AdamW(), first, second, state.step)",
+        "an imported optimiser has the default settings",
+    ),
+    COUNTED(
+        "step_exported_late",
+        "return OptimizerState(native.settings, max(native.step - 1, 0), first, second)",
+        "an exported optimiser has made a step too few",
+        ("optimizer", "resumption"),
+    ),
 ]
 
 # padding: texts of different lengths in one batch
@@ -1128,6 +1203,10 @@ STATE_SHAPES = Place(
     ("refusals",),
 )
 STATE_LAYERS = Place("checks", "if len(shapes) != config.n_layer or any(", ("refusals",))
+OPTIMIZER_OWNER = Place("protocol", "if model is not self.owner:", ("refusals",))
+RATE_RANGE = Place("optimizer", "not (math.isfinite(rate) and rate >= 0)", ("refusals",))
+MOMENT_SHAPE = Place("checks", "if tuple(np.shape(values)) != shape:", ("refusals",))
+STEP_COUNT = Place("checks", "not isinstance(state.step, (int, np.integer)) or state.step < 0", ("refusals",))
 STATE_POSITION = Place("checks", "if not 0 <= state.position < MAX_POSITION:", ("refusals",))
 LENGTH = Place("sampling", "if max_new_tokens < 0:", ("refusals",))
 LENGTHS_SHAPE = Place("protocol", "if found.shape != (B,):", ("refusals",))
@@ -1159,6 +1238,11 @@ REFUSALS = [
     BATCH("no_texts_let_through", "if False:", "a state of no texts is made"),
     DONATED("donated_state_read", "if False:", "a donated state can be used again"),
     OWNER("other_models_state_read", "if False:", "another model's state is read"),
+    OPTIMIZER_OWNER("other_models_optimizer_used", "if False:", "another model's optimiser is used"),
+    RATE_RANGE("rate_of_nan_let_through", "rate < 0", "a rate of NaN is let through"),
+    RATE_RANGE("negative_rate_let_through", "not math.isfinite(rate)", "a negative rate is let through"),
+    MOMENT_SHAPE("moments_shape_unchecked", "if False:", "the shapes of imported moments are not checked"),
+    STEP_COUNT("negative_step_let_through", "False", "an optimiser that made less than no steps is imported"),
     STATE_SHAPES("state_shape_unchecked", "if len(shapes) != config.n_layer:", "an imported state's shapes are not checked"),
     STATE_LAYERS("state_layers_unchecked", "if any(", "an imported state's number of layers is not checked"),
     STATE_POSITION("state_position_unchecked", "if False:", "an imported state's position is not checked"),
@@ -1177,12 +1261,77 @@ REFUSALS = [
     SEED("seed_unchecked", "if False:", "a seed beyond 64 bits is let through"),
 ]
 
+# R4 with frequencies of a model's own
+OWN_TABLE = Place("model", "else config.freqs.array", ("frequencies",))
+ROPE_GRADIENT = Place("gradients", "return d_rotated * cos - swap(d_rotated * sin)", ("frequencies",))
+OWN_FREQUENCIES = [
+    OWN_TABLE("own_table_ignored", "else frequencies(config.n_neurons)", "the model's own frequencies are ignored"),
+    OWN_TABLE(
+        "own_table_of_even_neurons",
+        "else config.freqs.array[0::2].repeat(2)",
+        "a pair turns by the frequency of its even neuron, where a model's own differ",
+    ),
+    OWN_TABLE(
+        "own_table_of_odd_neurons",
+        "else config.freqs.array[1::2].repeat(2)",
+        "a pair turns by the frequency of its odd neuron, where a model's own differ",
+    ),
+    OWN_TABLE(
+        "own_table_pairs_swapped",
+        "else config.freqs.array.reshape(-1, 2)[:, ::-1].ravel()",
+        "the two neurons of a pair have each other's frequency",
+    ),
+    OWN_TABLE("own_table_without_sign", "else np.abs(config.freqs.array)", "negative frequencies turn forwards"),
+    OWN_TABLE(
+        "own_table_clipped",
+        "else np.clip(config.freqs.array, 0, np.nextafter(np.float32(1), np.float32(0)))",
+        "frequencies are clipped to a turn from 0 to 1",
+    ),
+    OWN_TABLE("own_table_cut", "else np.maximum(config.freqs.array, 0)", "negative frequencies are cut to 0"),
+    OWN_TABLE(
+        "own_table_float16",
+        "else config.freqs.array.astype(np.float16).astype(np.float32)",
+        "the model's own frequencies are rounded to float16",
+    ),
+    ROPE(
+        "sine_of_the_other",
+        "return v * cos + swap(v * sin)",
+        "each neuron of a pair takes the sine of the other, where a model's own frequencies differ",
+        ("frequencies",),
+    ),
+    TURNED(
+        "chunk_turned_as_a_whole",
+        "rotated = rope(rope(x_sparse, cos * cos[:1] + sin * sin[:1], sin * cos[:1] - cos * sin[:1]), cos[:1], sin[:1])",
+        "a chunk is rotated from its own start and then as a whole, which frequencies that differ within a pair do not allow",
+        ("frequencies",),
+    ),
+    ROPE_GRADIENT(
+        "gradient_turned_back",
+        "return d_rotated * cos - swap(d_rotated) * sin",
+        "the gradient is rotated back, which frequencies that differ within a pair do not allow",
+    ),
+    UPDATE(
+        "own_table_trained",
+        "update(self._params, slopes, optimizer); self.config = type(self.config)(**self.config.as_dict(), "
+        "freqs=self.config.freqs and type(self.config.freqs)(self.config.freqs.array + np.float32(1e-3)))",
+        "a step of training moves the model's own frequencies",
+        ("frequencies",),
+    ),
+    TEXT_READ(
+        "padding_counted_in_positions",
+        "logits[b, start:] = model.advance(RecurrentState(int(start), self._init_state(1).layers), tokens[b : b + 1, start:], "
+        "self._params, self.config, phase=self.phase)[0][0]",
+        "positions of a padded text count from the start of its row, which frequencies that differ within a pair do not allow",
+        ("frequencies",),
+    ),
+]
+
 # What porters write, and where it hides: sizes, settings, the order of calls, threads
 ACTIVATION = Place("model", "return np.maximum(x, 0)", BOTH)
 SCORED = Place("model", "similar = scores(rotated)", FORWARD)
 RUN_LAYERS = Place("model", "for i in range(config.n_layer):", FORWARD)
 PHASE_TABLE = Place("rope", "return np.float32(1) / growth / np.float32(2 * np.pi)", BOTH)
-OF_POSITIONS = Place("rope", "(positions.astype(np.uint64)[:, None] * fixed) * 2.0**-64", ("phases",))
+OF_POSITIONS = Place("rope", "(positions.astype(np.uint64)[:, None] * fixed_point(table)) * 2.0**-64", ("phases",))
 READ_AT_ONCE = Place("numpy_backend", "return model.forward(tokens, self._params, self.config, phase=self.phase)", ("logits",))
 READ_IN_PIECES = Place("numpy_backend", "for start in range(0, tokens.shape[1], CHUNK):", ("decode",))
 MEAN_AND_SQUARE = Place(
@@ -1212,8 +1361,8 @@ PORTING = [
     ),
     OF_POSITIONS(
         "phases_float32_later",
-        "np.where(positions[:, None] < 4096, (positions.astype(np.uint64)[:, None] * fixed) * 2.0**-64, "
-        "np.mod(positions.astype(np.float32)[:, None] * f, np.float32(1)))",
+        "np.where(positions[:, None] < 4096, (positions.astype(np.uint64)[:, None] * fixed_point(table)) * 2.0**-64, "
+        "np.mod(positions.astype(np.float32)[:, None] * table, np.float32(1)))",
         "phases are products in float32 from position 4,096 on",
     ),
     POSITIONS(
@@ -1277,5 +1426,28 @@ PORTING = [
     ),
 ]
 
-RULES = (R1, R2, R3, R4, R5, R6, R7, R8, R9, R10, R11, R12, R13, R14, R15, TRAINING, PADDING, STEADY, REFUSALS, PORTING)
+RULES = (
+    R1,
+    R2,
+    R3,
+    R4,
+    R5,
+    R6,
+    R7,
+    R8,
+    R9,
+    R10,
+    R11,
+    R12,
+    R13,
+    R14,
+    R15,
+    TRAINING,
+    OPTIMIZERS,
+    PADDING,
+    STEADY,
+    REFUSALS,
+    PORTING,
+    OWN_FREQUENCIES,
+)
 MISTAKES = {mistake.name: mistake for rule in RULES for mistake in rule}

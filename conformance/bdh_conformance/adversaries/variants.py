@@ -13,14 +13,20 @@ from types import CodeType, ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import bdh_spec
-from bdh_spec import Backend, model, optimizer, protocol
+from bdh_conformance.adversaries.places import replaced
+from bdh_spec import Backend, model, optimizer, protocol, rope
 
 # The modules that a copy consists of, each after those it imports. Errors, configuration and weights are shared.
 MODULES = ("rope", "model", "gradients", "sampling", "optimizer", "checks", "protocol", "numpy_backend")
 
 # Types that carry nothing but data are replaced by the real ones; the protocol's classes become subclasses of the real ones.
-DATA = {"model": (model.RecurrentState,), "optimizer": (optimizer.AdamW,), "protocol": (protocol.Capabilities,)}
-CLASSES = {"protocol": (protocol.State, protocol.Model, protocol.Backend)}
+DATA: dict[str, tuple[type, ...]] = {
+    "rope": (rope.Frequencies,),
+    "model": (model.RecurrentState,),
+    "optimizer": (optimizer.AdamW, optimizer.OptimizerState),
+    "protocol": (protocol.Capabilities,),
+}
+CLASSES = {"protocol": (protocol.State, protocol.Optimizer, protocol.Model, protocol.Backend)}
 
 
 class Change(NamedTuple):
@@ -53,9 +59,9 @@ def load(module: str, changes: tuple[Change, ...], copies: dict[str, Any]) -> Mo
     exec(compiled(module, changes), vars(copy))
     for real in DATA.get(module, ()):
         setattr(copy, real.__name__, real)
-    for real in CLASSES.get(module, ()):
-        changed = getattr(copy, real.__name__)
-        setattr(copy, real.__name__, type(changed)(real.__name__, (changed, real), {}))
+    for kind in CLASSES.get(module, ()):
+        changed = getattr(copy, kind.__name__)
+        setattr(copy, kind.__name__, type(changed)(kind.__name__, (changed, kind), {}))
     return copy
 
 
@@ -76,9 +82,10 @@ def compiled(module: str, changes: tuple[Change, ...]) -> CodeType:
     """The code of a module with its changes made."""
     text = source(module)
     for change in changes:
-        if (found := text.count(change.before)) != 1:
-            raise ValueError(f"{change.before!r} stands {found} times in bdh_spec/{module}.py: a change names one place")
-        text = text.replace(change.before, change.after)
+        try:
+            text = replaced(text, change.before, change.after)
+        except ValueError as error:
+            raise ValueError(f"bdh_spec/{module}.py: {error}") from None
     return compile(text, f"bdh_spec/{module}.py, changed", "exec")
 
 

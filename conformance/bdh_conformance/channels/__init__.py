@@ -4,7 +4,17 @@ from dataclasses import replace
 
 from bdh_conformance.channels import dropout, refusals, sampling
 from bdh_conformance.channels.channel import Channel
+from bdh_conformance.channels.frequencies import frequencies_reference, observe_frequencies, with_own
 from bdh_conformance.channels.inputs import inputs_reference, observe_inputs
+from bdh_conformance.channels.optimizers import (
+    MASTERS,
+    dropping,
+    judge_masters,
+    observe_accumulation,
+    observe_masters,
+    observe_optimizer,
+    observe_resumption,
+)
 from bdh_conformance.channels.order import observe_order
 from bdh_conformance.channels.ownership import judge_pairs, observe_determinism, observe_mutation
 from bdh_conformance.channels.parallel import (
@@ -176,6 +186,55 @@ CHANNELS = {
             cost=12,
         ),
         Channel(
+            "accumulation",
+            "training",
+            "several batches make one step",
+            ("train",),
+            observe_accumulation,
+            dtypes=WIDE,
+            prepare=trainable,
+            kinked=meets_kinks,
+            min_time=2,
+            shapes=(POOL[4],),
+            cost=12,
+        ),
+        Channel(
+            "optimizer",
+            "training",
+            "an optimiser is taken out, carried over, and goes on",
+            ("train", "optimizer"),
+            observe_optimizer,
+            dtypes=WIDE,
+            prepare=trainable,
+            kinked=meets_kinks,
+            min_time=2,
+            shapes=(POOL[4],),
+            cost=12,
+        ),
+        Channel(
+            "resumption",
+            "training",
+            "a run that stopped goes on as if it had not, dropout included",
+            ("train", "optimizer"),
+            observe_resumption,
+            judge_pairs,
+            prepare=dropping,
+            min_time=2,
+            shapes=(POOL[4],),
+            cost=12,
+        ),
+        Channel(
+            "masters",
+            "training",
+            "what rounding takes off a narrow weight is not lost",
+            ("train",),
+            observe_masters,
+            judge_masters,
+            dtypes=("bfloat16", "float16"),
+            only=MASTERS,
+            cost=40,
+        ),
+        Channel(
             "sampling",
             "sampling",
             "one seed, one text",
@@ -235,6 +294,23 @@ CHANNELS = {
             shapes=(POOL[3],),
             special=(BYTES, Case(CONFIGS["square_encoder"], 2, 6, 3)),
             cost=4,
+            once=True,
+        ),
+        Channel(
+            "frequencies",
+            "frequencies",
+            "a model that brings its own frequencies",
+            ("forward", "frequencies"),
+            observe_frequencies,
+            partial=True,
+            dtypes=WIDE,
+            prepare=with_own,
+            kinked=meets_kinks,
+            min_time=2,
+            reference=frequencies_reference,
+            shapes=(POOL[4],),
+            sizes=("beyond_a_thousand",),
+            cost=12,
             once=True,
         ),
         Channel(

@@ -17,12 +17,13 @@ from bdh_conformance.yardstick.cases import POOL, Case
 from bdh_conformance.yardstick.reference import Specification, Stepwise
 from bdh_conformance.yardstick.sizes import LONG, Shape
 from bdh_conformance.yardstick.tolerances import NOISE_RUNS, Expectation, expect
-from bdh_spec import Model, Params
+from bdh_spec import BDHConfig, Model, Params
 from bdh_spec.dtypes import DTYPES
 from bdh_spec.params import Array
 from bdh_spec.rope import Phase
 
 Observed = dict[str, Array]
+Reader = Callable[[Params, BDHConfig, Phase], Specification]
 Judge = Callable[[Observed, Case, str, Phase], list[Comparison]]
 
 LONG_NOISE_RUNS = 3
@@ -86,7 +87,7 @@ def against(observed: Mapping[str, Array], expected: Mapping[str, Expectation]) 
 
 
 def expect_of(
-    readers: Sequence[type[Specification]],
+    readers: Sequence[Reader],
     compute: Callable[[Model, Case], Observed],
     case: Case,
     dtype: str,
@@ -96,7 +97,7 @@ def expect_of(
 ) -> dict[str, Expectation]:
     """What is expected, with the largest tolerance of these ways to read a text: a port may go any of them."""
 
-    def by(reader: type[Specification]) -> dict[str, Expectation]:
+    def by(reader: Reader) -> dict[str, Expectation]:
         def run(params: Params) -> Observed:
             return compute(reader(params, case.config, phase), case)
 

@@ -27,7 +27,7 @@ from bdh_spec import AdamW, BDHConfig, Model, Params
 from bdh_spec.dtypes import numpy_dtype
 from bdh_spec.gradients import gradients
 from bdh_spec.model import loss, readout, run
-from bdh_spec.optimizer import Moments, update
+from bdh_spec.optimizer import begin, update
 from bdh_spec.params import Array, cast
 from bdh_spec.rope import Phase
 
@@ -192,7 +192,7 @@ def after_step(case: Case, dtype: str, phase: Phase, outcome: int) -> dict[str, 
     def step(given: Params) -> dict[str, Array]:
         params, keep = Params(*(weight.copy() for weight in given)), kept(mask, case, given.embed.dtype)
         _, slopes = gradients(case.tokens, case.tokens, params, case.config, phase=phase, keep=keep)
-        update(params, slopes, Moments(MOVING, np.random.default_rng()))  # the mask is drawn already
+        update(params, slopes, begin(params, MOVING), MOVING.learning_rate)
         return {f"weights.{name}": np.ravel(weight) for name, weight in params._asdict().items()}
 
     return expect(step, case.params, dtype)

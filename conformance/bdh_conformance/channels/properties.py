@@ -28,12 +28,18 @@ def observe_properties(model: Model, case: Case) -> Observed:
     if claims(model, "advance"):
         seen |= {"chunking": logits, "chunking.again": read(model, case.tokens, ragged(case.time))}
     if claims(model, "advance", "state"):
-        seen |= added(model, case) | (shifted(model, case, logits) if model.phase == "exact" else {})
+        seen |= added(model, case) | (shifted(model, case, logits) if is_relative(model, case) else {})
     return seen | permuted(model, case, logits)
 
 
+def is_relative(model: Model, case: Case) -> bool:
+    """Whether an offset of positions changes nothing: where every pair of neurons is rotated, by exact phases."""
+    freqs = case.config.freqs
+    return model.phase == "exact" and (freqs is None or freqs.in_pairs)
+
+
 def shifted(model: Model, case: Case, logits: Array) -> Observed:
-    """RoPE is relative: a text that begins later is the same text."""
+    """Rotations are relative: a text that begins later is the same text."""
     empty = init_state(case.batch, case.config, np.dtype("float64" if model.dtype == "float64" else "float32"))
     logits_later, _ = model.advance(model.import_state(replace(empty, position=3)), case.tokens)
     return {"position_shift": logits, "position_shift.again": logits_later}

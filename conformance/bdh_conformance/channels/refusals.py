@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import copy
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from bdh_conformance.channels.loading import ORIGINS, sibling
 from bdh_conformance.yardstick.agreement import Comparison
 from bdh_conformance.yardstick.cases import Case
 from bdh_conformance.yardstick.reference import Specification
-from bdh_spec import Backend, BDHError, Model, Params, RecurrentState
+from bdh_spec import AdamW, Backend, BDHError, Model, OptimizerState, Params, RecurrentState
 from bdh_spec.model import IGNORE, init_state
 from bdh_spec.numpy_backend import NumpyBackend
 from bdh_spec.params import Array
@@ -44,6 +45,17 @@ def narrower(case: Case) -> RecurrentState:
     """A state with half of the neurons, as a model of another width exports it."""
     state = init_state(case.batch, case.config)
     return RecurrentState(0, tuple(memory[:, :, : case.config.n_neurons // 2] for memory in state.layers))
+
+
+def stepped(model: Model, case: Case, rate: float) -> float:
+    """A step at a rate of its own."""
+    return model.train_step(model.optimizer(AdamW()), case.tokens, case.targets, rate=rate)
+
+
+def misfit_moments(model: Model) -> OptimizerState:
+    """An optimiser of which one mean is that of another weight."""
+    state = model.export_optimizer(model.optimizer(AdamW()))
+    return replace(state, second=state.second._replace(lm_head=state.second.decoder))
 
 
 def another(model: Model) -> Model:
@@ -93,6 +105,20 @@ MISTAKES: dict[str, dict[str, Callable[[Model, Case], object]]] = {
     },
     "gradients": {
         "targets_of_another_shape": lambda m, c: m.gradients(c.tokens, np.concatenate([c.targets, c.targets])),
+    },
+    "train": {
+        "rate_of_nan": lambda m, c: stepped(m, c, rate=float("nan")),
+        "negative_rate": lambda m, c: stepped(m, c, rate=-1e-3),
+        "optimizer_of_another_model": lambda m, c: m.train_step(another(m).optimizer(AdamW()), c.tokens, c.targets),
+        "no_batch": lambda m, c: m.train_on(m.optimizer(AdamW()), []),
+        "no_target_counts_in_a_step": lambda m, c: m.train_on(
+            m.optimizer(AdamW()), [(c.tokens, np.full_like(c.targets, IGNORE))]
+        ),
+    },
+    "optimizer": {
+        "optimizer_of_another_model_exported": lambda m, c: m.export_optimizer(another(m).optimizer(AdamW())),
+        "moments_of_other_sizes": lambda m, c: m.import_optimizer(misfit_moments(m)),
+        "steps_below_none": lambda m, c: m.import_optimizer(replace(m.export_optimizer(m.optimizer(AdamW())), step=-1)),
     },
     "padded": {
         "no_token_left": lambda m, c: m.forward_padded(c.tokens, with_one(lengths(c), 0)),

@@ -1,4 +1,4 @@
-"""AdamW moves the five weights and nothing else (R16), whatever its settings."""
+"""AdamW moves the five weights and nothing else (R16), whatever its settings, at the rate of each step."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from bdh_spec.params import Array, Params
 
 STEPS = 6
 CLIPS = (None, 0.02, 1e3)  # that never clip, always and hardly ever
+SHARES = (None, 0.5, 0.0, None, 1.5, 0.25)  # of the settings' rate that each step takes; None: it is not told one
 
 
 def settings(case: Case) -> AdamW:
@@ -64,7 +65,13 @@ def two_optimizers(model: Model, case: Case) -> Observed:
 def steps(model: Model, case: Case) -> Iterator[float]:
     """The losses of some steps, each before it is made; every step reads other tokens."""
     optimizer = model.optimizer(settings(case))
-    return (model.train_step(optimizer, *batch(case, step)) for step in range(STEPS))
+    return (model.train_step(optimizer, *batch(case, step), rate=rate(case, step)) for step in range(STEPS))
+
+
+def rate(case: Case, step: int) -> float | None:
+    """The rate of a step, where it has one of its own."""
+    share = SHARES[step % STEPS]
+    return None if share is None else share * settings(case).learning_rate
 
 
 def batch(case: Case, step: int) -> tuple[Array, Array]:
@@ -95,5 +102,5 @@ def path(case: Case) -> Iterator[tuple[Array, Params]]:
     for step in range(STEPS):
         tokens, targets = batch(case, step)
         yield tokens, model.params()
-        model.train_step(optimizer, tokens, targets)
+        model.train_step(optimizer, tokens, targets, rate=rate(case, step))
     yield case.tokens, model.params()

@@ -27,7 +27,7 @@ from bdh_conformance.yardstick.agreement import Comparison, compare
 from bdh_conformance.yardstick.cases import Case
 from bdh_conformance.yardstick.tolerances import Expectation
 from bdh_spec import Model
-from bdh_spec.files import read_safetensors
+from bdh_spec.files import read_safetensors, reading
 from bdh_spec.params import Array
 
 AGREES, DIFFERS, NOT_CLAIMED = "agrees", "differs", "not claimed"
@@ -95,6 +95,11 @@ def check(vectors: Path, outputs: Path, dtype: str | None = None) -> list[CaseRe
 
 def check_case(judged: Judged, folder: Path, dtype: str | None) -> CaseReport:
     """Every tensor of a case."""
+    with reading(folder):
+        return _checked(judged, folder, dtype)
+
+
+def _checked(judged: Judged, folder: Path, dtype: str | None) -> CaseReport:
     actual, pairs = read_outputs(folder, judged), in_pairs(judged).expected
     verdicts = [verdict(name, actual.get(name), by_dtype, pairs, dtype) for name, by_dtype in judged.expected.items()]
     return CaseReport(judged, actual, tuple(verdicts), pairs)

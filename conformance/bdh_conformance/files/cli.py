@@ -17,24 +17,34 @@ from bdh_conformance.files.check import AGREES, DIFFERS, NOT_CLAIMED, CaseReport
 from bdh_conformance.files.vectors import VERSION, export, export_cases
 from bdh_conformance.yardstick.agreement import headline
 from bdh_spec import BDHError
-from bdh_spec.dtypes import WIDE
+from bdh_spec.dtypes import WIDE, dtype_name
 
 Diagnosis: TypeAlias = list[list[Mistake]] | None
 
 
+def known_dtype(_: click.Context, __: click.Parameter, word: str | None) -> str | None:
+    """A dtype that vectors come in, by any of its names."""
+    if word is not None and dtype_name(word) not in WIDE:
+        raise click.UsageError(f"no vectors are in {word!r}: there are {', '.join(WIDE)}")
+    return word and dtype_name(word)
+
+
 @click.group()
+@click.version_option(package_name="bdh-spec", message="%(prog)s %(version)s", prog_name="bdh-conform vectors")
 def vectors() -> None:
     """Vectors for ports in other languages: inputs, and what the specification makes of them."""
 
 
 @vectors.command("export")
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
-@click.option("--version", default=VERSION, show_default=True, help="Which published set.")
+@click.option("--version", help=f"Which published set.  [default: {VERSION}]")
 @click.option("--case", "texts", multiple=True, metavar="CASE", help="Vectors of this case, instead of a published set.")
-def export_command(folder: Path, version: str, texts: tuple[str, ...]) -> None:
+def export_command(folder: Path, version: str | None, texts: tuple[str, ...]) -> None:
     """Write vectors to DIR, a folder per case: safetensors, raw little-endian files, manifest.json and case.txt."""
+    if version and texts:
+        raise click.UsageError("--case is no case of a published set, so --version would be ignored: leave it out")
     try:
-        names = export_cases(folder, texts) if texts else export(folder, version)
+        names = export_cases(folder, texts) if texts else export(folder, version or VERSION)
     except (BDHError, ValueError) as error:
         raise click.UsageError(str(error)) from None
     click.echo(f"{folder} holds {', '.join(names)}")
@@ -43,7 +53,12 @@ def export_command(folder: Path, version: str, texts: tuple[str, ...]) -> None:
 @vectors.command("check")
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 @click.argument("outputs", type=click.Path(path_type=Path), metavar="OUTPUTS")
-@click.option("--dtype", type=click.Choice(WIDE), help="What the port computes in.  [default: the dtype of each file]")
+@click.option(
+    "--dtype",
+    callback=known_dtype,
+    metavar="|".join(WIDE),
+    help="What the port computes in.  [default: the dtype of each file]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Every tensor's verdict, machine readable.")
 def check_command(folder: Path, outputs: Path, dtype: str | None, as_json: bool) -> None:
     """Judge what a port wrote to OUTPUTS/CASE/ against the vectors in DIR: exit 1 if anything differs."""

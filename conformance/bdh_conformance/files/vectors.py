@@ -24,8 +24,8 @@ from bdh_conformance.yardstick.reference import Specification
 from bdh_conformance.yardstick.tolerances import FLOAT64, FLOOR, Expectation, expect, honest
 from bdh_spec import SPEC_VERSION, BDHConfig, BDHError, Model, Params, RecurrentState
 from bdh_spec.dtypes import WIDE
-from bdh_spec.files import read_safetensors, write_safetensors
-from bdh_spec.model import init_state
+from bdh_spec.files import read_safetensors, reading, shown, write_safetensors
+from bdh_spec.model import frequencies_of, init_state
 from bdh_spec.params import Array
 from bdh_spec.rope import Phase, frequencies, rotation
 from bdh_spec.sampling import Sampling, sample, uniform
@@ -228,7 +228,7 @@ def phases(vector: Vector, dtype: str) -> dict[str, Expectation]:
 def rotations(vector: Vector, dtype: DTypeLike) -> dict[str, Array]:
     """Cosine and sine of the phases at ``phases.positions``, each (1, P, N): one row a position."""
     each = [
-        rotation(int(position), 1, vector.config.n_neurons, dtype, vector.phase)
+        rotation(int(position), 1, frequencies_of(vector.config), dtype, vector.phase)
         for position in vector.inputs["phases.positions"]
     ]
     cos, sin = (np.concatenate(side)[None] for side in zip(*each, strict=True))
@@ -330,13 +330,19 @@ def as_lines(judged: Judged) -> str:
 
 def read(folder: Path) -> Judged:
     """A case from its folder, every byte of it checked against the manifest."""
-    about = read_manifest(folder)
+    with reading(folder):
+        return _read(folder, read_manifest(folder))
+
+
+def _read(folder: Path, about: Mapping[str, Any]) -> Judged:
     for name, digest in about["files"].items():
         if not (folder / name).is_file() or sha256((folder / name).read_bytes()) != digest:
             raise VectorsError(f"{folder / name} is not what its manifest sealed: export the vectors again")
     inputs, _ = read_safetensors(folder / "inputs.safetensors")
     references, _ = read_safetensors(folder / "expected.safetensors")
     config = BDHConfig.from_dict(about["config"])
+    if f"layers.{config.n_layer - 1}.x" not in about["expected"]:
+        raise VectorsError(f"{folder} expects nothing of the last of {config.n_layer:,} layers: export the vectors again")
     vector = Vector(
         config,
         about["batch"],
@@ -358,12 +364,13 @@ def read(folder: Path) -> Judged:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """What a case says of itself, if this suite can read it."""
     try:
-        about: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
-    except (OSError, ValueError) as error:
+        about = json.loads((folder / "manifest.json").read_text())
+    except (OSError, ValueError, RecursionError) as error:
         raise VectorsError(f"{folder} has no manifest that can be read ({error}): export the vectors again") from None
-    if about.get("schema") != SCHEMA:
-        raise VectorsError(f"{folder} has schema {about.get('schema')!r}, this suite reads {SCHEMA}: export with this suite")
-    return about
+    schema = about.get("schema") if isinstance(about, dict) else None
+    if schema != SCHEMA:
+        raise VectorsError(f"{folder} has schema {shown(repr(schema), 80)}, this suite reads {SCHEMA}: export with this suite")
+    return dict(about)
 
 
 def tolerances(reference: Array, told: Mapping[str, Mapping[str, float]]) -> dict[str, Expectation]:

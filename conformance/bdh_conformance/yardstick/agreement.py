@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ class Comparison:
     error: float  # of the worst row, or of the slope where that is nearer to its limit; infinite where no number tells it
     allowed: float
     complaint: str = ""
+    by_token: tuple[tuple[int, float], ...] = ()  # error over allowed up to each power of two of tokens, if it has any
 
     @property
     def ratio(self) -> float:
@@ -69,14 +70,14 @@ def compare(stage: str, actual: Array | None, expected: Expectation) -> Comparis
     rows, scaled = row_errors(actual, expected.reference), abs(slope(actual, expected.reference))
     limits = np.broadcast_to(expected.allowed, rows.shape)
     at = np.unravel_index(np.argmax(nearness(rows, limits)), rows.shape)
-    worst, limit = float(rows[at]), float(limits[at])
+    worst, limit, tokens = float(rows[at]), float(limits[at]), by_token(stage, rows, limits)
     if not (rows <= limits).all():
-        return Comparison(stage, worst, limit, describe(stage, actual, expected.reference, rows, limits))
+        return Comparison(stage, worst, limit, describe(stage, actual, expected.reference, rows, limits), tokens)
     if not scaled <= expected.allowed_slope:
         signed = slope(actual, expected.reference)
         complaint = f"all of it is scaled by 1 {signed:+.1e}, allowed {expected.allowed_slope:.1e}"
-        return Comparison(stage, scaled, expected.allowed_slope, complaint)
-    by_row, by_slope = Comparison(stage, worst, limit), Comparison(stage, scaled, expected.allowed_slope)
+        return Comparison(stage, scaled, expected.allowed_slope, complaint, tokens)
+    by_row, by_slope = (Comparison(stage, *pair, "", tokens) for pair in ((worst, limit), (scaled, expected.allowed_slope)))
     return max(by_row, by_slope, key=lambda c: c.ratio)
 
 
@@ -120,9 +121,23 @@ def by_position(rows: Array, limits: Array, ndim: int) -> str:
     if ndim != 3 or rows.shape[1] <= MANY_TOKENS:
         return ""
     near = nearness(rows, limits).max(axis=0)  # T
-    ends = [2**k for k in range(rows.shape[1].bit_length() + 1) if 2**k < 2 * len(near)]
-    shown = ", ".join(f"{end} {near[end // 2 : end].max():.1g}" for end in ends if near[end // 2 : end].size)
+    shown = ", ".join(f"{end} {ratio:.1g}" for end, ratio in doublings(near))
     return f"; first wrong token {int(np.argmax(near > 1))}; error over allowed up to token {shown}"
+
+
+def by_token(stage: str, rows: Array, limits: Array) -> tuple[tuple[int, float], ...]:
+    """The largest error over allowed up to each power of two; nothing of states, weights and gradients: they have no tokens."""
+    *path, name = stage.split(".")
+    if rows.ndim != 2 or name in STATE_AXES or {"gradients", "weights"} & set(path):
+        return ()
+    return tuple(doublings(nearness(rows, limits).max(axis=0)))  # B T to T
+
+
+def doublings(near: Array) -> Iterator[tuple[int, float]]:
+    """Of numbers by position the largest up to each power of two, from the one before on."""
+    for end in (2**k for k in range(len(near).bit_length() + 1)):
+        if (part := near[end // 2 : end]).size:
+            yield end, float(part.max())
 
 
 def spread(rows: Array, ndim: int) -> Array:

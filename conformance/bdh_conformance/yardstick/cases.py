@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 
 from bdh_spec.config import BDHConfig
 from bdh_spec.params import INIT_STD, Array, Params, cast, init
+from bdh_spec.rope import Frequencies, frequencies
 
 WEIGHTS = ("normal", "mixed", "ties", "dead")
+FREQS = ("published", "trained", "paired")
 DROPOUT = BDHConfig().dropout
 SIZES = {"L": "n_layer", "h": "n_head", "D": "n_embd", "V": "vocab_size", "m": "mlp_internal_dim_multiplier"}
 
@@ -27,11 +29,17 @@ class Case:
     seed: int = 0
     scale: float = 1.0  # of the weights, in units of a fresh model's
     weights: str = field(default="normal", kw_only=True)
+    freqs: str = field(default="published", kw_only=True)  # how fast neurons turn, of which the configuration is made to tell
+
+    def __post_init__(self) -> None:
+        rng = np.random.default_rng(self.config.n_neurons)  # one table for all seeds: JAX compiles a model for its table
+        object.__setattr__(self, "config", replace(self.config, freqs=TABLES[self.freqs](self.config.n_neurons, rng)))
 
     def __str__(self) -> str:
         c = self.config
         sizes = f"L{c.n_layer} h{c.n_head} D{c.n_embd} N{c.n_neurons} V{c.vocab_size}"
         rest = [f"dropout={c.dropout}"] * (c.dropout != DROPOUT) + [f"weights={self.weights}"] * (self.weights != "normal")
+        rest += [f"freqs={self.freqs}"] * (self.freqs != "published")
         words = [f"B{self.batch} T{self.time} {sizes} m{c.mlp_internal_dim_multiplier} seed={self.seed} scale={self.scale}"]
         return " ".join(words + rest)
 
@@ -44,7 +52,7 @@ class Case:
         """
         sizes, rest = {}, {}
         for word in text.split():
-            match = re.fullmatch(r"([BTLhDNVm])(\d+)|(seed|scale|dropout|weights)=(\S+)", word)
+            match = re.fullmatch(r"([BTLhDNVm])(\d+)|(seed|scale|dropout|weights|freqs)=(\S+)", word)
             if match is None:
                 raise ValueError(f"{word!r} is no part of a case: give one such as {cls(CONFIGS['plain'])}")
             if match[1]:
@@ -54,14 +62,15 @@ class Case:
         if missing := [size for size in SIZES if size not in sizes]:
             raise ValueError(f"the case {text!r} lacks {', '.join(missing)}: give one such as {cls(CONFIGS['plain'])}")
         numbers = {name: sizes[size] for size, name in SIZES.items()}
-        config = BDHConfig(**numbers, dropout=float(rest.get("dropout", DROPOUT)))
+        config = BDHConfig.from_dict({**numbers, "dropout": float(rest.get("dropout", DROPOUT))})
         if sizes.get("N", config.n_neurons) != config.n_neurons:
             raise ValueError(f"N{sizes['N']} in a case whose other sizes make it N{config.n_neurons}: leave N out")
-        kind = rest.get("weights", "normal")
-        if kind not in WEIGHTS:
-            raise ValueError(f"weights={kind} in a case: choose from {', '.join(WEIGHTS)}")
+        kinds = {"weights": rest.get("weights", "normal"), "freqs": rest.get("freqs", "published")}
+        for (word, kind), known in zip(kinds.items(), (WEIGHTS, FREQS), strict=True):
+            if kind not in known:
+                raise ValueError(f"{word}={kind} in a case: choose from {', '.join(known)}")
         batch, time = sizes.get("B", cls.batch), sizes.get("T", cls.time)
-        return cls(config, batch, time, int(rest.get("seed", 0)), float(rest.get("scale", 1.0)), weights=kind)
+        return cls(config, batch, time, int(rest.get("seed", 0)), float(rest.get("scale", 1.0)), **kinds)
 
     @cached_property
     def params(self) -> Params:
@@ -119,6 +128,32 @@ SHAPERS: dict[str, Callable[[Params, np.random.Generator], Params]] = {
     "mixed": mixed,
     "ties": ties,
     "dead": dead,
+}
+
+
+def trained(n_neurons: int, rng: np.random.Generator) -> Frequencies:
+    """BDH's table after some steps of an optimiser that took it for a weight: each entry has moved by itself.
+
+    Slow ones have turned negative. One has passed a whole turn, one turns backwards, and one hardly any more.
+    """
+    table = frequencies(n_neurons) + np.sum(rng.uniform(-1.5e-3, 1.5e-3, (8, n_neurons)), axis=0)
+    fast, back, still = rng.permutation(n_neurons).tolist()[:3] if n_neurons > 2 else (0, 1, None)
+    table[fast] += rng.choice([-2, 1, 2])
+    table[back] = -abs(table[back]) - rng.uniform(0, 0.1)
+    if still is not None:
+        table[still] = rng.uniform(1e-10, 1e-8)
+    return Frequencies(table)
+
+
+def paired(n_neurons: int, rng: np.random.Generator) -> Frequencies:
+    """A table that is not BDH's, and as there turns both neurons of a pair alike."""
+    return Frequencies(trained(n_neurons, rng).array[0::2].repeat(2))
+
+
+TABLES: dict[str, Callable[[int, np.random.Generator], Frequencies | None]] = {
+    "published": lambda n_neurons, rng: None,
+    "trained": trained,
+    "paired": paired,
 }
 
 # Each of these sizes shows bugs that others hide: one head, heads that do not divide, D == V, N == D, odd multipliers.

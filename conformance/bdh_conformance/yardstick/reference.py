@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from bdh_conformance.yardstick.noise import Noisy
+from bdh_conformance.yardstick.noise import Noisy, plain
 from bdh_spec.config import BDHConfig
+from bdh_spec.dtypes import numpy_dtype
 from bdh_spec.model import RecurrentState
 from bdh_spec.numpy_backend import NumpyBackend, NumpyModel
+from bdh_spec.optimizer import AdamW, Moments, OptimizerState, begin, update
 from bdh_spec.params import Array, Params
+from bdh_spec.protocol import Batch
 from bdh_spec.rope import Phase
 
 READS = 256  # pieces in which a text is read step by step: enough to add up in another order, few enough for long texts
@@ -55,3 +59,57 @@ class Stepwise(Specification):
             part, native = super()._advance(native, position, piece, donate)
             parts.append(part)
         return np.concatenate(parts, axis=1), native
+
+
+@dataclass
+class Mastered(Moments):
+    """Moments, and the weights before rounding."""
+
+    masters: Params = field(kw_only=True)
+
+
+class Rounding(Specification):
+    """The specification over weights held in a narrow dtype (R16): moved unrounded, read rounded."""
+
+    def __init__(self, params: Params, config: BDHConfig, phase: Phase = "exact", *, held: str) -> None:
+        super().__init__(params, config, phase)
+        self.held = numpy_dtype(held)
+        self._params = self._rounded(self._params)
+
+    def _optimizer(self, settings: AdamW) -> Mastered:
+        masters = Params(*map(widened, self._params))
+        return Mastered(**vars(begin(masters, settings)), masters=masters)
+
+    def _train_step(self, native: Any, batches: list[Batch], rate: float) -> float:
+        loss_before, slopes = self._slopes(native, batches)
+        native.masters = self._unrounded(native)
+        update(native.masters, Params(*map(widened, slopes)), native, rate)
+        self._params = self._rounded(native.masters)
+        return loss_before
+
+    def _export_optimizer(self, native: Any) -> OptimizerState:
+        return replace(super()._export_optimizer(native), masters=self._unrounded(native))
+
+    def _import_optimizer(self, state: OptimizerState) -> Mastered:
+        masters = state.masters or Params(*map(widened, self._params))
+        return Mastered(**vars(super()._import_optimizer(state)), masters=masters)
+
+    def _unrounded(self, native: Any) -> Params:
+        """The weights before rounding, but for those that have been moved since by somebody else."""
+        pairs = zip(native.masters, self._rounded(native.masters), self._params, strict=True)
+        return Params(*(np.where(plain(r) == plain(w), m, widened(w)) for m, r, w in pairs))
+
+    def _rounded(self, masters: Params) -> Params:
+        return Params(
+            *(like(w, plain(m).astype(self.held).astype(w.dtype)) for m, w in zip(masters, self._params, strict=True))
+        )
+
+
+def widened(values: Array) -> Array:
+    """A copy whose arithmetic is float32 at least, noise included."""
+    return values.wide(plain(values)) if isinstance(values, Noisy) else values.copy()
+
+
+def like(noisy: Array, values: Array) -> Array:
+    """Values that infect with the noise that another array does."""
+    return Noisy.wrap(values, noisy.precision, noisy.rng) if isinstance(noisy, Noisy) else values
