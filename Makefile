@@ -5,7 +5,7 @@ BIN := .venv/bin
 HF_TESTS := .venv/transformers-tests
 TOOLS := .venv/release-tools
 
-.PHONY: demo test conform conformance-score lint lock dist sbom licences audit versions workflows clean
+.PHONY: demo test conform conformance-score bench lint lock dist sbom licences audit versions workflows clean
 
 demo: .venv/.ready
 	@$(BIN)/python examples/demo.py
@@ -20,6 +20,11 @@ conform: .venv/.ready
 
 conformance-score: .venv/.ready
 	@OMP_NUM_THREADS=1 $(BIN)/python -m bdh_conformance.score
+
+# Three minutes: the rows of the README's table that a CPU can do in that time. `bdh-bench all` does every row.
+BENCH_ROWS := forward T=512,forward T=2048,train B=2 T=256,decode B=1 context=512,convert verified
+bench: .venv/.ready
+	@$(BIN)/bdh-bench all --backend torch --device cpu --rows '$(BENCH_ROWS)' --rounds 3 --max-seconds 60 --budget 150 --json bench.json --plot bench.png
 
 lint: .venv/.ready
 	$(BIN)/ruff format --check .

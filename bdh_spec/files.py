@@ -152,12 +152,17 @@ def publish(part: Path, path: Path, replace: bool) -> None:
         part.replace(path)
 
 
-def part_of(path: Path) -> Path:
-    """The name of something unfinished beside ``path``, after clearing what killed writers left under such names."""
-    for old in path.parent.glob(f".{_literal(path.name)}.*.part"):
+def clear_parts(folder: Path, name: str = "*") -> None:
+    """Remove what killed writers left unfinished in a folder; ``name`` is a pattern of the files it was to be."""
+    for old in folder.glob(f".{name}.*.part"):
         with suppress(OSError), held(old) as alone:
             if alone:
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
+
+
+def part_of(path: Path) -> Path:
+    """The name of something unfinished beside ``path``, after clearing what killed writers left under such names."""
+    clear_parts(path.parent, _literal(path.name))
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
 
 

@@ -6,6 +6,7 @@ their input first, so that the same mistake gets the same sentence on every port
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -310,6 +311,12 @@ class Backend(ABC):
     @abstractmethod
     def devices(self) -> tuple[str, ...]:
         """The devices of this machine that it can use, the best first."""
+
+    def memory(self, device: str) -> int | None:
+        """The bytes of memory that a device has, where the port can tell; for a CPU those of the machine."""
+        if device.startswith("cpu") and hasattr(os, "sysconf"):
+            return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return None
 
     def load(
         self,

@@ -26,10 +26,11 @@ from bdh_conformance.outcomes import BAD, Result
 from bdh_conformance.plan import TIERS, Check
 from bdh_conformance.ports import find_port
 from bdh_conformance.runner import Run
+from bdh_conformance.start import clean_up_when_interrupted
 from bdh_conformance.yardstick.cases import Case
 from bdh_spec import BDHError
 from bdh_spec.dtypes import DTYPES, dtype_name
-from bdh_spec.files import whole_file
+from bdh_spec.files import shown, whole_file
 from bdh_spec.rope import PHASES, Phase
 
 DISAGREEMENT, MISUSE, INTERRUPTED = 1, 2, 130
@@ -126,6 +127,7 @@ def command(
     phases = (phase,) if phase else ()
     request = Request(port, tier, device, seed, dtypes, channels, phases, str(case) if case else None)
     run, start = Run(backend, device, seed, port), time.perf_counter()
+    clean_up_when_interrupted()
     perform(run, request, None if in_process else Limits(time_limit, memory_limit), quiet)
     complaints = known.excuse(run.results, excused)
     whole = not (dtypes or channels or phases or case)
@@ -280,7 +282,7 @@ def main() -> None:
 
 
 def complain(sentence: str) -> None:
-    print(f"bdh-conform: {sentence}", file=sys.stderr)
+    print(f"bdh-conform: {shown(sentence)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 import bdh_spec
+from bdh_generate.start import clean_up_when_interrupted
 from bdh_spec import BDHConfig, BDHError, CheckpointError, ForeignTokensWarning, Model, Params, State, StateError, TokensError
 from bdh_spec import checkpoint as files
 from bdh_spec.files import shown
@@ -99,6 +100,7 @@ def command(
     say.print(f"{model.backend} on {model.device}, {model.dtype}, {count(config):,} parameters, seed {how.seed}", style="dim")
     seconds = write(text, max_new_tokens, how)
     if save_state:
+        clean_up_when_interrupted()
         text.save(save_state, params)
     say.print(f"{max_new_tokens} bytes in {seconds:.1f} s, {max_new_tokens / seconds:.0f} a second", style="dim")
 

@@ -21,11 +21,12 @@ from bdh_conformance.outcomes import BAD, Result
 from bdh_conformance.plan import TIERS, Tier, plan
 from bdh_conformance.runner import Run
 from bdh_conformance.yardstick import kinks
-from bdh_conformance.yardstick.cases import CONFIGS, COVERAGE, POOL, Case
+from bdh_conformance.yardstick.cases import CONFIGS, COVERAGE, FREQS, POOL, Case
 from bdh_conformance.yardstick.reference import Specification
 from bdh_conformance.yardstick.tolerances import FLOAT64
 from bdh_spec import Backend, Params
 from bdh_spec.gradients import gradients
+from bdh_spec.protocol import VERBS
 
 SHORT = Tier("short", 4, 2, 0, 0, "a cut-down standard")
 
@@ -45,6 +46,8 @@ PLANTED = {
     "imported_state_shared": "mutation",
     "padding_one_too_few": "padding",
     "padding_by_id": "padding",
+    "own_table_of_even_neurons": "frequencies",
+    "gradient_turned_back": "frequencies",
     "adam_decay_missing": "training",
     "ties_dropped": "sampling",
     "greedy_highest_id": "sampling",
@@ -219,6 +222,7 @@ def test_a_case_is_what_it_prints(case: Case) -> None:
         ("B1 T2 L2 h2 D4 m4 V7 sed=1", "'sed=1' is no part of a case"),
         ("B1 T2 L2 h2 D4 N9 m4 V7", "N9 in a case whose other sizes make it N8"),
         ("B1 T2 L2 h2 D4 m4 V7 weights=odd", "choose from normal"),
+        ("B1 T2 L2 h2 D4 m4 V7 freqs=odd", "choose from published"),
         ("B1 T2 L2 h3 D3 m1 V7", "must be even"),
     ],
 )
@@ -229,6 +233,33 @@ def test_a_text_that_is_no_case_gets_a_sentence(text: str, complaint: str) -> No
 
 def test_a_case_may_leave_out_what_follows_from_the_rest() -> None:
     assert Case.parse("B1 T2 L2 h2 D4 m4 V7 seed=7 scale=0.3").config.n_neurons == 8
+
+
+@pytest.mark.parametrize("freqs", FREQS)
+def test_a_case_says_which_frequencies_it_is_made_with(freqs: str) -> None:
+    case = Case(CONFIGS["plain"], seed=3, freqs=freqs)
+    assert Case.parse(str(case)) == case
+    assert Case.parse(str(case)).config.freqs == case.config.freqs
+    assert (case.config.freqs is None) == (freqs == "published")
+    assert dataclasses.replace(case, freqs="published").config == CONFIGS["plain"]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_trained_table_has_everything_that_a_port_may_get_wrong(config: str) -> None:
+    table = Case(CONFIGS[config], freqs="trained").config.freqs.array
+    assert (table < 0).any()
+    assert (np.abs(table) >= 1).any()
+    assert (table[0::2] != table[1::2]).all()
+    assert (np.abs(table) < 1e-7).any()
+
+
+def test_a_port_without_frequencies_of_its_own_is_not_judged_by_them() -> None:
+    case = Case(CONFIGS["plain"], freqs="trained")
+    without = bdh_spec.Capabilities(verbs=tuple(verb for verb in VERBS if verb != "frequencies"))
+    reasons = {check.reason for check in plan(TIERS["standard"], without, case=case, channels=("logits", "frequencies"))}
+    assert all("does not claim" in reason for reason in reasons)
+    asked = plan(TIERS["standard"], bdh_spec.Capabilities(verbs=VERBS), case=case, channels=("logits",), dtypes=("float32",))
+    assert not any(check.reason for check in asked)
 
 
 def test_gradient_cases_stand_clear_of_kinks() -> None:

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import os
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import mlx.core as mx
 import mlx.nn
+import mlx.optimizers
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from torch import nn
 
+import bdh_spec
+from bdh_conformance.yardstick.tolerances import error
 from bdh_convert import pickle_file
 from bdh_convert.checkpoint import open_checkpoint, read
 from bdh_convert.convert import Settings, convert
 from bdh_convert.frequencies import deviation
 from bdh_convert.steps import Wishes
 from bdh_convert.tensors import Tensor
-from bdh_spec import BDHConfig, CheckpointError, ConfigError, Params, ParamsError
+from bdh_convert.verify import SENTENCE
+from bdh_spec import BDHConfig, CheckpointError, ConfigError, Frequencies, Params, ParamsError
+from bdh_spec import model as spec
 from bdh_spec.params import cast
 from bdh_spec.rope import THETA, frequencies
 from bdh_spec.stored_table import TABLE_ROUNDING
@@ -345,6 +351,163 @@ def test_our_torch_port_loads_strictly_both_ways(
     assert same(read(tmp_path / "again.pt", small.n_layer)[0], weights(small))
 
 
+class Trained(OldMLX):
+    """BDH-MLX as it computes and trains: every array is a weight to its optimiser, the frequencies too."""
+
+    def __call__(self, idx: mx.array) -> mx.array:
+        positions = mx.arange(idx.shape[1]).astype(mx.float32)[:, None]
+        angle = (positions * self.attn.freqs.reshape(-1)) % 1 * (2 * np.pi)  # T N
+        x = normed(self.embed(idx))[:, None]  # B 1 T D
+        for _ in range(self.layers):
+            sparse = mx.maximum(x @ self.encoder, 0)
+            quarter = mx.stack([-sparse[..., 1::2], sparse[..., ::2]], axis=-1).reshape(sparse.shape)
+            turned = sparse * mx.cos(angle) + quarter * mx.sin(angle)
+            seen = normed(mx.tril(turned @ turned.swapaxes(-1, -2), -1) @ x)
+            gated = sparse * mx.maximum(seen @ self.encoder_v, 0)
+            merged = gated.swapaxes(1, 2).reshape(idx.shape[0], 1, idx.shape[1], -1)
+            x = normed(x + normed(merged @ self.decoder))
+        return x[:, 0] @ self.lm_head
+
+    def train_on(self, text: mx.array, steps: int) -> Trained:
+        def loss(model: Trained) -> mx.array:
+            return mlx.nn.losses.cross_entropy(model(text[:, :-1]), text[:, 1:], reduction="mean")
+
+        optimizer, step = mlx.optimizers.AdamW(learning_rate=1e-3, weight_decay=0.1), mlx.nn.value_and_grad(self, loss)
+        for _ in range(steps):
+            optimizer.update(self, step(self)[1])
+            mx.eval(self.parameters(), optimizer.state)
+        return self
+
+
+def normed(x: mx.array) -> mx.array:
+    return mx.fast.layer_norm(x, None, None, 1e-5)
+
+
+@pytest.fixture
+def trained(weights: Weights) -> Trained:
+    """A model after some steps of BDH-MLX's trainer, which have moved each frequency by itself."""
+    model = Trained(TRAINED)
+    model.layers = TRAINED.n_layer
+    text = mx.array(np.frombuffer(b"The dragon hatches. The dragon flies. " * 2, np.uint8).astype(np.int32))[None]
+    model.fill(weights(TRAINED)).train_on(text, 8)
+    table = np.array(model.attn.freqs).ravel()
+    assert (table < 0).any()
+    assert (table[::2] != table[1::2]).all()
+    return model
+
+
+def as_its_trainer_saves(model: Trained, path: Path) -> None:
+    flat = {name.replace(".", "_"): value for name, value in mlx.utils.tree_flatten(model.parameters())}
+    mx.savez(str(path), step=mx.array([8]), loss=mx.array([1.25]), **flat)
+
+
+TRAINED = BDHConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=8, dropout=0.1)
+TEXT = np.frombuffer(b"The dragon flies. ", np.uint8).astype(np.int32)[None]
+
+
+@pytest.mark.parametrize("port", ["numpy", "torch", "mlx", "jax"])
+@pytest.mark.parametrize("name", ["trainer.npz", "m.npz", "m.safetensors"])
+def test_a_model_that_bdh_mlx_trained_gives_its_own_logits_on_every_port(
+    trained: Trained, name: str, port: str, tmp_path: Path
+) -> None:
+    path, wanted = tmp_path / name, np.array(trained(mx.array(TEXT)))
+    as_its_trainer_saves(trained, path) if name == "trainer.npz" else trained.save_weights(str(path))
+    for phase in ("exact", "float32"):
+        model = bdh_spec.load(path, port, "cpu", phase=phase, n_layer=2, freqs="keep")
+        assert error(model.forward(TEXT), wanted) < 3e-6
+    assert error(bdh_spec.load(path, port, "cpu", n_layer=2, freqs="reset").forward(TEXT), wanted) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        ("numpy", "c.safetensors"),
+        ("jax", "j.safetensors"),
+        ("torch", "t.pt"),
+        ("torch", "t.safetensors"),
+        ("mlx", "m.safetensors"),
+        ("mlx", "m.npz"),
+    ],
+)
+def test_keep_carries_the_table_through_every_dialect_that_stores_one(
+    trained: Trained, target: str, name: str, tmp_path: Path
+) -> None:
+    as_its_trainer_saves(trained, tmp_path / "trainer.npz")
+    own = Frequencies(np.array(trained.attn.freqs))
+    kept = convert(tmp_path / "trainer.npz", target, tmp_path / name, Settings(Wishes(n_layer=2, freqs="keep")))
+    assert kept.checkpoint.config.freqs == own
+    assert kept.losses[0] == kept.losses[1]
+    again = read(tmp_path / name, 2, "keep")
+    assert again[1].freqs == own
+    back = convert(tmp_path / name, "mlx", tmp_path / "back.npz", Settings(Wishes(n_layer=2, freqs="keep")))
+    assert np.array_equal(mx.load(str(tmp_path / "back.npz"))["attn.freqs"].reshape(-1), mx.array(own.array))
+    assert back.losses == kept.losses
+    if target in ("numpy", "jax"):  # which describe themselves
+        assert read(tmp_path / name)[1] == again[1]
+    else:
+        with pytest.raises(ParamsError, match="differs from BDH's frequency table"):
+            read(tmp_path / name)
+
+
+def test_each_loss_is_that_of_its_side(trained: Trained, tmp_path: Path, call: Callable[..., Any]) -> None:
+    as_its_trainer_saves(trained, tmp_path / "trainer.npz")
+    text = np.frombuffer(SENTENCE, np.uint8).astype(np.int64)[None]
+    params, config = read(tmp_path / "trainer.npz", 2, "keep")
+    by = {}
+    for freqs in (config.freqs, None):
+        logits = spec.forward(text[:, :-1], params, replace(config, freqs=freqs))
+        by[freqs is None] = spec.loss(logits, text[:, 1:])
+    assert abs(by[False] - by[True]) > 1e-3
+    kept = call("--to", "torch", "trainer.npz", "--n-layer", 2, "--freqs", "keep", "-o", "keep.pt")
+    assert f"loss on a sentence: {by[False]:.6f} before, {by[False]:.6f} after" in kept.stdout
+    reset = call("--to", "torch", "trainer.npz", "--n-layer", 2, "--freqs", "reset", "-o", "reset.pt")
+    assert f"{by[False]:.6f} before by its own frequencies, {by[True]:.6f} after by BDH's" in reset.stdout
+    told = json.loads(call("--to", "hf", "keep.pt", "--n-layer", 2, "--freqs", "reset", "-o", "hf", "--json").stdout)
+    assert (told["freqs"], told["losses"]) == ("reset", pytest.approx([by[False], by[True]], rel=1e-6))
+    shown = call("--inspect", "trainer.npz", "--n-layer", 2)
+    assert "attn.freqs differs from BDH's frequency table by up to" in shown.stdout
+    assert f"--freqs keep: the loss on a sentence is {by[False]:.6f} by its own frequencies" in shown.stdout
+    assert f"--freqs reset: the loss on a sentence is {by[True]:.6f} by BDH's" in shown.stdout
+
+
+def test_a_model_of_its_own_frequencies_goes_to_no_folder_of_transformers(trained: Trained, tmp_path: Path) -> None:
+    as_its_trainer_saves(trained, tmp_path / "trainer.npz")
+    settings = Settings(Wishes(n_layer=2, freqs="keep"))
+    convert(tmp_path / "trainer.npz", "numpy", tmp_path / "c.safetensors", settings)
+    for source, asked in (("trainer.npz", settings), ("c.safetensors", Settings())):
+        with pytest.raises(CheckpointError, match=r"hf files store no frequencies.* --freqs reset.*numpy, jax, torch, mlx"):
+            convert(tmp_path / source, "hf", tmp_path / "hf", asked)
+        assert not (tmp_path / "hf").exists()
+    convert(tmp_path / "c.safetensors", "hf", tmp_path / "hf", Settings(Wishes(freqs="reset")))
+
+
+@pytest.mark.parametrize("shape", [(-1,), (1, 1, 1, -1), (1, -1)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
+def test_a_trained_table_is_kept_in_whatever_it_is_stored(
+    small: BDHConfig, weights: Weights, dtype: str, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    table = (upstream_freqs(small.n_neurons) - 5e-3).to(getattr(torch, dtype))
+    state = Upstream(small).fill(weights(small)).state_dict() | {"attn.freqs": table.reshape(shape)}
+    torch.save({f"_orig_mod.{name}": value for name, value in state.items()}, tmp_path / "m.pt")
+    kept = read(tmp_path / "m.pt", 1, "keep")[1].freqs
+    assert np.array_equal(kept.array, table.float().numpy())
+    assert read(tmp_path / "m.pt", 1, "reset")[1].freqs is None
+    if dtype in ("float32", "bfloat16"):  # that MLX stores
+        arrays = {name: mx.array(value.float().numpy()) for name, value in state.items()}
+        mx.savez(str(tmp_path / "m.npz"), **arrays | {"attn.freqs": arrays["attn.freqs"].astype(getattr(mx, dtype))})
+        assert read(tmp_path / "m.npz", 1, "keep")[1].freqs == kept
+
+
+def test_a_table_of_nan_can_be_reset_and_not_kept(small: BDHConfig, weights: Weights, tmp_path: Path) -> None:
+    state = Upstream(small).fill(weights(small)).state_dict()
+    torch.save(state | {"attn.freqs": state["attn.freqs"] * torch.nan}, tmp_path / "m.pt")
+    with pytest.raises(ParamsError, match=r"attn\.freqs is no table that a model can turn by: frequency 0 is nan"):
+        read(tmp_path / "m.pt", 1, "keep")
+    outcome = convert(tmp_path / "m.pt", "numpy", tmp_path / "m.safetensors", Settings(Wishes(n_layer=1, freqs="reset")))
+    assert np.isnan(outcome.losses[0])
+    assert np.isfinite(outcome.losses[1])
+
+
 def test_a_trained_table_is_refused_unless_told_to_keep_or_reset_it(small: BDHConfig, weights: Weights, tmp_path: Path) -> None:
     model = OldMLX(small).fill(weights(small))
     model.attn.freqs = model.attn.freqs - 5e-5  # one AdamW step at the learning rate of that port's trainer
@@ -366,6 +529,15 @@ def test_a_trained_table_is_refused_unless_told_to_keep_or_reset_it(small: BDHCo
 
     with pytest.raises(CheckpointError, match="hf files store no frequencies, so --freqs keep cannot"):
         convert(tmp_path / "m.npz", "hf", tmp_path / "keep", Settings(Wishes(n_layer=1, freqs="keep")))
+
+
+def test_tables_that_differ_from_layer_to_layer_are_another_model(small: BDHConfig, weights: Weights, tmp_path: Path) -> None:
+    state = Upstream(small).fill(weights(small)).state_dict()
+    table = state.pop("attn.freqs")
+    torch.save(state | {"attns.0.freqs": table * 2, "attns.1.freqs": table * 3}, tmp_path / "m.pt")
+    for wish in ("keep", "reset"):
+        with pytest.raises(ParamsError, match="one table for all layers: this is another model"):
+            read(tmp_path / "m.pt", 1, wish)
 
 
 def test_a_table_stored_as_bfloat16_is_known_and_one_rounded_to_it_is_not(

@@ -1,5 +1,6 @@
 """bdh-generate as its user runs it: a process, bytes in, bytes out."""
 
+import json
 import os
 import pty
 import shutil
@@ -15,6 +16,8 @@ import pytest
 
 import bdh_spec
 from bdh_spec.checkpoint import EMBEDDED
+from bdh_spec.files import write_safetensors
+from bdh_spec.rope import frequencies
 
 GENERATE = str(Path(sys.executable).parent / "bdh-generate")
 NUMPY = ["--backend", "numpy"]
@@ -180,6 +183,40 @@ def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:
     state = str(tmp_path / "s.safetensors")
     generate("a", *NUMPY, "-n", "1", "--save-state", state)
     assert "is a state of model" in refused(generate(*NUMPY, "--load-state", state, "-c", str(other)))
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Path:
+    """The embedded model with a table moved as BDH-MLX's optimiser moves it, in a file that does not say it was meant."""
+    params, config = bdh_spec.read()
+    table = frequencies(config.n_neurons) + np.random.default_rng(0).choice([-5e-3, 5e-3], config.n_neurons)
+    tensors = dict(zip(("embed.weight", "encoder", "encoder_v", "decoder", "lm_head"), params, strict=True))
+    write_safetensors(tmp_path / "m.safetensors", tensors | {"attn.freqs": table.astype(np.float32)}, {})
+    (tmp_path / "config.json").write_text(json.dumps(config.as_dict()))
+    return tmp_path / "m.safetensors"
+
+
+def test_trained_frequencies_are_refused_kept_or_reset(trained: Path) -> None:
+    sentence = refused(generate("The ", str(trained)))
+    assert "attn.freqs differs from BDH's frequency table" in sentence
+    assert "--freqs reset" in sentence
+    assert "--freqs keep" in sentence
+    options = ["--seed", "7", "-n", "40", "--temperature", "0"]
+    kept, reset = (generate("The ", str(trained), *NUMPY, *options, "--freqs", wish) for wish in ("keep", "reset"))
+    assert kept.stdout == bdh_spec.load(trained, "numpy", freqs="keep").generate("The ", 40, 0.0)
+    assert reset.stdout == bdh_spec.load(backend="numpy").generate("The ", 40, 0.0)
+    assert kept.stdout != reset.stdout
+
+
+def test_a_state_of_another_table_is_refused(trained: Path, tmp_path: Path) -> None:
+    state = str(tmp_path / "s.safetensors")
+    options = [*NUMPY, "--seed", "7", "-n", "6"]
+    begun = generate("The ", str(trained), *options, "--freqs", "keep", "--save-state", state)
+    on = generate("--load-state", state, "-c", str(trained), *options, "--freqs", "keep")
+    whole = bdh_spec.load(trained, "numpy", freqs="keep").generate("The ", 12, 1.0, None, 7)
+    assert begun.stdout + on.stdout == whole
+    for other in (["--freqs", "reset", "-c", str(trained)], []):
+        assert "is a state of model" in refused(generate("--load-state", state, *options, *other))
 
 
 def test_other_vocabularies_than_bytes_are_refused(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 import bdh_spec.rope
 from bdh_jax import rope
-from bdh_spec.rope import PHASES
+from bdh_spec.rope import PHASES, frequencies
 
 N, T = 16, 4
 word = st.integers(0, 2**32 - 1)
@@ -24,25 +26,37 @@ near_ties = st.builds(  # 25 bits of which the last is set, and one more or less
 )
 position = edges | st.integers(0, 2**63 - T)
 
-rotation = jax.jit(rope.rotation, static_argnums=(1, 2, 3, 4))
+TABLES = {
+    "published": frequencies(N),
+    "own": np.where(np.arange(N) % 3 == 0, -1.7, 1) * frequencies(N) + np.float32(1e-3) * np.arange(N, dtype=np.float32),
+}
 
 
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def rotation(start, table, dtype, phase):
+    return rope.rotation(start, T, TABLES[table].astype(np.float32), dtype, phase)
+
+
+@pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("phase", PHASES)
 @settings(deadline=None, max_examples=200)
 @given(start=position)
-def test_r4_rotations_agree_in_float64_at_every_position(phase, start):
+def test_r4_rotations_agree_in_float64_at_every_position(table, phase, start):
     with jax.enable_x64(True):
-        actual = rotation(rope.words(start), T, N, jnp.float64, phase)
-    for mine, reference in zip(actual, bdh_spec.rope.rotation(start, T, N, np.float64, phase), strict=True):
+        actual = rotation(rope.words(start), table, jnp.float64, phase)
+    expected = bdh_spec.rope.rotation(start, T, TABLES[table].astype(np.float32), np.float64, phase)
+    for mine, reference in zip(actual, expected, strict=True):
         np.testing.assert_allclose(mine, reference, rtol=0, atol=4e-15)
 
 
+@pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("phase", PHASES)
 @settings(deadline=None, max_examples=200)
 @given(start=position)
-def test_r4_rotations_agree_in_float32_at_every_position(phase, start):
-    actual = rotation(rope.words(start), T, N, jnp.float32, phase)
-    for mine, reference in zip(actual, bdh_spec.rope.rotation(start, T, N, np.float64, phase), strict=True):
+def test_r4_rotations_agree_in_float32_at_every_position(table, phase, start):
+    actual = rotation(rope.words(start), table, jnp.float32, phase)
+    expected = bdh_spec.rope.rotation(start, T, TABLES[table].astype(np.float32), np.float64, phase)
+    for mine, reference in zip(actual, expected, strict=True):
         np.testing.assert_allclose(mine, reference, rtol=0, atol=4e-7)  # half a turn rounds by 2 pi 2^-25
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,11 +14,11 @@ import pytest
 from mlx.utils import tree_flatten
 
 import bdh_spec
-from bdh_conformance.yardstick.cases import CONFIGS, Case
+from bdh_conformance.yardstick.cases import CONFIGS, FREQS, Case
 from bdh_conformance.yardstick.tolerances import FLOAT64, error
 from bdh_mlx import BDH, BDHConfig
 from bdh_mlx.model import CHUNK, Stages, advance, dropout, read_on, reader, trace
-from bdh_mlx.rope import frequencies, rotation
+from bdh_mlx.rope import rotation, table_of
 from bdh_spec import Params, TokensError, model, rope
 from bdh_spec.errors import SamplingError
 from bdh_spec.gradients import gradients
@@ -83,11 +84,11 @@ def test_r15_the_five_weights_are_all_there_is_to_train() -> None:
     before = {name: np.array(w) for name, w in tree_flatten(module.parameters())}
     assert sorted(before) == sorted(NAMES)
     assert dict(tree_flatten(module.trainable_parameters())).keys() == before.keys()
-    table = np.array(frequencies(TINY.n_neurons))
+    table = np.array(table_of(TINY).turns)
     optim.AdamW(1e-2).update(module, nn.value_and_grad(module, lambda m: m(x, x)[1])(module)[1])
     after = dict(tree_flatten(module.parameters()))
     assert all(not np.array_equal(before[name], np.array(after[name])) for name in NAMES)
-    assert np.array_equal(table, np.array(frequencies(TINY.n_neurons)))
+    assert np.array_equal(table, np.array(table_of(TINY).turns))
     assert not [key for key, value in module.items() if isinstance(value, mx.array) and value.size == table.size]
 
 
@@ -99,18 +100,21 @@ def test_r4_narrow_weights_leave_phases_exact(change: Callable[[BDH], Any]) -> N
     narrow = trace(text(b"abcdef"), module.params(), TINY)
     assert narrow["logits"].dtype == module.encoder.dtype != mx.float32
     x, turned = (np.array(narrow[f"layers.0.{name}"].astype(mx.float32)) for name in ("x_sparse", "rotated"))
-    cos, sin = rope.rotation(0, 6, TINY.n_neurons, np.float32, "exact")
+    cos, sin = rope.rotation(0, 6, rope.frequencies(TINY.n_neurons), np.float32, "exact")
     assert error(turned, rope.rope(x, cos, sin)) < 2.0**-8  # one rounding of the result, none of the phases
     assert error(np.array(narrow["logits"].astype(mx.float32)), np.array(wide["logits"])) < 0.1
 
 
+@pytest.mark.parametrize("freqs", FREQS)
 @pytest.mark.parametrize("phase", ["exact", "float32"])
 @pytest.mark.parametrize("start", [*POSITIONS, 2**63 - 9])
-def test_r4_tables_are_the_specification_s(phase: rope.Phase, start: int, on_cpu: None) -> None:
-    expected = rope.rotation(start, 8, 32, np.float64, phase)
-    for actual, reference in zip(rotation(start, 8, 32, mx.float64, phase), expected, strict=True):
+def test_r4_tables_are_the_specification_s(freqs: str, phase: rope.Phase, start: int, on_cpu: None) -> None:
+    config = Case(replace(TINY, n_embd=16), freqs=freqs).config
+    table = table_of(config)
+    expected = rope.rotation(start, 8, model.frequencies_of(config), np.float64, phase)
+    for actual, reference in zip(rotation(start, 8, table, mx.float64, phase), expected, strict=True):
         assert np.abs(np.array(actual) - reference).max() < 1e-14
-    for actual, reference in zip(rotation(start, 8, 32, mx.float32, phase), expected, strict=True):
+    for actual, reference in zip(rotation(start, 8, table, mx.float32, phase), expected, strict=True):
         assert np.abs(np.array(actual) - reference).max() < 1e-6
 
 

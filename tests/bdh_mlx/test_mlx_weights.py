@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from bdh_conformance.yardstick.tolerances import error
 from bdh_mlx import BDH, BDHConfig
 from bdh_mlx.weights import NAMES
-from bdh_spec import CheckpointError, ParamsError, rope
+from bdh_spec import CheckpointError, OwnFrequenciesWarning, Params, ParamsError, model, rope
+from bdh_spec.params import cast
 
 CONFIG = BDHConfig(n_layer=2, n_embd=8, n_head=2, mlp_internal_dim_multiplier=4, vocab_size=8)  # every face a square
 TABLE = mx.array(rope.frequencies(CONFIG.n_neurons))
@@ -79,17 +81,41 @@ def test_r4_the_table_is_accepted_in_any_float32_rounding_of_its_formula(saved: 
 
 @pytest.mark.parametrize(
     "changed",
-    [
-        TABLE * (1 - 1e-5),
-        TABLE * (2 * np.pi),
-        TABLE - 5e-5,
-        mx.where(mx.arange(TABLE.size) == 3, mx.nan, TABLE),
-    ],
-    ids=["decayed", "without 2 pi", "one AdamW step", "nan"],
+    [TABLE * (1 - 1e-5), TABLE * (2 * np.pi), TABLE - 5e-5, (TABLE - 5e-5).astype(mx.bfloat16)],
+    ids=["decayed", "without 2 pi", "one AdamW step", "in bfloat16"],
 )
-def test_r15_frequencies_that_are_not_the_table_are_refused(saved: Arrays, changed: mx.array) -> None:
-    with pytest.raises(ParamsError, match=r"not the table of R4.*bdh-convert --freqs reset"):
-        BDH(CONFIG).load_weights(list((saved | {"attn.freqs": changed}).items()))
+def test_r4_a_trained_table_is_what_the_model_computes_by_and_is_saved_with_it(
+    saved: Arrays, changed: mx.array, tmp_path: Path
+) -> None:
+    module = BDH(CONFIG)
+    with pytest.warns(OwnFrequenciesWarning, match=r"attn\.freqs is not the table of R4.*it was trained.*--freqs reset"):
+        module.load_weights(list((saved | {"attn.freqs": changed.reshape(1, 1, 1, -1)}).items()))
+    own = np.array(changed.astype(mx.float32))
+    assert np.array_equal(module.config.freqs.array, own)
+    assert sorted(dict(tree_flatten(module.parameters()))) == sorted(NAMES)  # the table trains no more
+    text = np.array([[1, 2, 3, 4, 5, 6, 7, 0] * 3])
+    expected = model.forward(text, cast(Params(*map(np.array, module.params())), np.float64), module.config)
+    assert error(np.array(module.eval()(mx.array(text))[0]), expected) < 3e-6
+    published = model.forward(text, cast(Params(*map(np.array, module.params())), np.float64), CONFIG)
+    assert (error(expected, published) > 1e-6) or np.abs(own - rope.frequencies(own.size)).max() < 1e-4
+
+    for name in ("own.safetensors", "own.npz"):
+        module.save_weights(tmp_path / name)
+        again = BDH(CONFIG)
+        with pytest.warns(OwnFrequenciesWarning):
+            again.load_weights(tmp_path / name)
+        assert again.config == module.config
+        again.load_weights(tmp_path / name)  # which says nothing new
+        again.load_weights(list(saved.items()))  # a model of BDH's table
+        assert again.config == CONFIG
+
+
+def test_r4_a_table_that_nothing_can_turn_by_is_refused(saved: Arrays) -> None:
+    module = BDH(CONFIG)
+    changed = mx.where(mx.arange(TABLE.size) == 3, mx.nan, TABLE)
+    with pytest.raises(ParamsError, match=r"attn\.freqs is nan at \[3\]"):
+        module.load_weights(list((saved | {"attn.freqs": changed}).items()))
+    assert module.config == CONFIG
 
 
 @pytest.mark.parametrize("strict", [True, False])

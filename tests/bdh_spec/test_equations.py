@@ -16,7 +16,7 @@ from bdh_conformance.yardstick.strategies import cases
 from bdh_conformance.yardstick.tolerances import error
 from bdh_spec import BDHConfig, Params, model
 from bdh_spec.params import cast
-from bdh_spec.rope import rope, rotation, swap
+from bdh_spec.rope import frequencies, rope, rotation, swap
 
 
 def rounding(case: Case) -> float:
@@ -84,7 +84,7 @@ def test_r2_norm_of_zeros_is_zeros_and_eps_is_inside_the_root() -> None:
 
 def test_r4_turns_pairs_and_keeps_their_length() -> None:
     v = np.random.default_rng(0).normal(size=(1, 1, 5, 8))
-    cos, sin = rotation(3, 5, 8, np.float64, "exact")
+    cos, sin = rotation(3, 5, frequencies(8), np.float64, "exact")
     turned = rope(v, cos, sin)
     np.testing.assert_allclose(np.hypot(turned[..., 0::2], turned[..., 1::2]), np.hypot(v[..., 0::2], v[..., 1::2]), rtol=1e-14)
     assert swap(np.array([[1.0, 2, 3, 4]])).tolist() == [[-2, 1, -4, 3]]

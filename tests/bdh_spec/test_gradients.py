@@ -64,6 +64,14 @@ def test_r15_every_gradient_is_the_slope_of_the_loss(config: str, name: str) -> 
     assert_slopes(slopes, name, case)
 
 
+@pytest.mark.parametrize("freqs", ["trained", "paired"])
+@pytest.mark.parametrize("name", Params._fields)
+def test_r15_every_gradient_is_the_slope_of_the_loss_by_a_table_of_the_models_own(name: str, freqs: str) -> None:
+    case = Case(CONFIGS["three_heads"], time=6, seed=3, scale=25, freqs=freqs)
+    _, slopes = gradients(case.tokens, case.targets, case.params, case.config)
+    assert_slopes(slopes, name, case)
+
+
 @pytest.mark.parametrize("name", Params._fields)
 def test_r8_gradients_pass_through_the_dropout_mask(name: str) -> None:
     case = Case(CONFIGS["three_heads"], time=6, seed=5, scale=25)

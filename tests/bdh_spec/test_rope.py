@@ -39,18 +39,18 @@ def test_r4_every_frequency_is_a_whole_multiple_of_2_to_the_minus_64(N: int) -> 
 @given(st.one_of(st.integers(0, 2**63 - 1), st.sampled_from([0, 1, 10**4, 10**6, 2**24 + 1, 2**40, 2**63 - 1])))
 def test_r4_exact_phases_are_exact_at_every_position(t: int) -> None:
     exact = [float(Fraction(float(f)) * t % 1) for f in frequencies(12)]
-    np.testing.assert_allclose(turns(np.array([t], np.uint64), 12, "exact")[0], exact, rtol=0, atol=2.0**-53)
+    np.testing.assert_allclose(turns(np.array([t], np.uint64), frequencies(12), "exact")[0], exact, rtol=0, atol=2.0**-53)
 
 
 @given(st.integers(0, 2**24))
 def test_r4_float32_phases_round_the_product_once(t: int) -> None:
     rounded = [float(Fraction(float(np.float32(float(f) * t))) % 1) for f in frequencies(12)]
-    assert turns(np.array([t], np.uint64), 12, "float32")[0].tolist() == rounded
+    assert turns(np.array([t], np.uint64), frequencies(12), "float32")[0].tolist() == rounded
 
 
 def test_r4_both_phases_agree_at_the_start_and_part_later() -> None:
     for start, apart in ((0, 1e-6), (10**6, 1e-2)):
-        exact, single = (rotation(start, 4, 64, np.float64, phase)[0] for phase in ("exact", "float32"))
+        exact, single = (rotation(start, 4, frequencies(64), np.float64, phase)[0] for phase in ("exact", "float32"))
         assert (np.abs(exact - single).max() > apart) == (start > 0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import bdh_spec
 from bdh_conformance.yardstick.cases import CONFIGS, Case
 from bdh_conformance.yardstick.tolerances import FLOAT64
 from bdh_spec import ParamsError, SamplingError, TokensError
+from bdh_spec.rope import PHASES
 from bdh_torch import BDH, BDHConfig
 
 CONFIG = BDHConfig(n_layer=2, n_embd=8, n_head=3, mlp_internal_dim_multiplier=7, vocab_size=11)
@@ -106,6 +108,41 @@ def test_frequencies_may_be_rounded_by_the_formula_and_by_a_cast(dtype: torch.dt
         model = BDH(config)
     state = dict.fromkeys(model.state_dict()) | model.state_dict() | {"attn.freqs": by_formula.to(dtype).view(1, 1, 1, n)}
     model.load_state_dict(state, assign=True)
+
+
+@pytest.mark.parametrize("freqs", ["trained", "paired"])
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_model_of_its_own_frequencies_saves_and_loads_them_and_computes_by_them(
+    plain: type[nn.Module], freqs: str, phase: bdh_spec.rope.Phase
+) -> None:
+    case = Case(CONFIG, 2, 9, freqs=freqs)
+    ours, original = BDH(case.config, phase=phase).double().eval(), plain(CONFIG).double().eval()
+    state = ours.state_dict()
+    assert torch.equal(state["attn.freqs"].float().flatten(), torch.tensor(case.config.freqs.array))
+    original.load_state_dict(state)
+    original.attn.freqs = original.attn.freqs.float()
+    idx = torch.tensor(case.tokens)
+    torch.testing.assert_close(ours(idx)[0], original(idx)[0], rtol=1e-5, atol=1e-5)
+    again = BDH(case.config, phase=phase)
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):  # of the model that was saved
+        again.load_state_dict(ours.to(dtype).state_dict())
+    assert {name for name, _ in again.named_parameters()} == {name for name, _ in ours.named_parameters()}
+    assert "attn.freqs" not in dict(again.named_parameters())
+
+
+def test_frequencies_of_another_table_than_the_models_are_refused_with_what_is_possible() -> None:
+    own, other = (Case(CONFIG, freqs=freqs).config for freqs in ("trained", "paired"))
+    for config, state in ((CONFIG, BDH(own)), (own, BDH(CONFIG)), (own, BDH(other))):
+        with pytest.raises(
+            ParamsError, match=r"attn\.freqs\[\d+\] is .*freqs=bdh_spec\.Frequencies.*bdh-convert --freqs reset"
+        ):
+            BDH(config).load_state_dict(state.state_dict())
+    state = BDH(own).state_dict()
+    found = BDH(replace(CONFIG, freqs=bdh_spec.Frequencies(state["attn.freqs"])))  # as the sentence says
+    found.load_state_dict(state)
+    short = state | {"attn.freqs": state["attn.freqs"][..., :4]}
+    with pytest.raises(ParamsError, match=r"attn\.freqs has 4 values, the model 18 neurons"):
+        BDH(own).load_state_dict(short)
 
 
 def test_missing_frequencies_are_torchs_own_affair(model: BDH) -> None:

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, Cache, DynamicCache, QuantizedCac
 from bdh_conformance.yardstick.agreement import assert_agrees
 from bdh_conformance.yardstick.cases import CONFIGS, Case
 from bdh_conformance.yardstick.tolerances import FLOAT64, expect
+from bdh_spec import CapabilityError
 from bdh_spec.config import BDHConfig as Sizes
 from bdh_spec.model import advance, forward, init_state, trace
 from bdh_transformers import BDHCache, BDHConfig, BDHForCausalLM, BDHModel, attention_bdh
@@ -524,3 +525,9 @@ def test_the_model_without_its_head_gives_hidden_states(load: Load, form: str) -
     body.load_state_dict(model.backbone.state_dict())
     stages = trace(CASE.tokens, CASE.params, CASE.config)
     same(body.eval()(TOKENS).last_hidden_state.detach(), stages[f"layers.{CASE.config.n_layer - 1}.x"])
+
+
+def test_a_model_of_its_own_frequencies_is_refused_since_no_folder_stores_them() -> None:
+    own = Case(CONFIGS["plain"], freqs="trained").config
+    with pytest.raises(CapabilityError, match=r"brings its own frequencies, which no folder of transformers stores"):
+        BDHConfig.from_sizes(own)

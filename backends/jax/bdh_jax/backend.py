@@ -154,6 +154,10 @@ class JAXBackend(Backend):
     def devices(self) -> tuple[str, ...]:
         return tuple(platform for platform in PLATFORMS if devices_of(platform))
 
+    def memory(self, device: str) -> int | None:
+        has: dict[str, int] = find_device(device).memory_stats() or {}
+        return has.get("bytes_limit") or super().memory(device)
+
     def _load(self, params: Params, config: BDHConfig, *, device: str, dtype: str, phase: Phase) -> Model:
         return JAXModel(params, config, device=device, dtype=dtype, phase=phase)
 

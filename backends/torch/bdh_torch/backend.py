@@ -187,6 +187,11 @@ class TorchBackend(Backend):
         present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
         return tuple(device for device, here in present.items() if here)
 
+    def memory(self, device: str) -> int | None:
+        if device.startswith("cuda"):
+            return int(torch.cuda.get_device_properties(device).total_memory)
+        return int(torch.mps.recommended_max_memory()) if device == "mps" else super().memory(device)
+
     def _load(self, params: Params, config: BDHConfig, *, device: str, dtype: str, phase: Phase) -> Model:
         if device == "mps" and dtype == "float64":
             raise CapabilityError("the torch port has no dtype 'float64' on mps: choose float32, or the device cpu")

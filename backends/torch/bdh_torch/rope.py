@@ -79,12 +79,14 @@ def whole_numbers(table: Array, phase: Phase) -> Tensor:
     For exact phases they are units of 2^-64 turns, int64; for phases in float32 the bits of the table itself, int32.
     """
     each = table[::2] if (table[::2] == table[1::2]).all() else table
-    return torch.tensor(each).view(torch.int32) if phase == "float32" else fixed_point(each)
+    if phase == "float32":
+        return torch.tensor(each).view(torch.int32)
+    return torch.from_numpy(spec.fixed_point(each).view(np.int64))  # signed: from minus half a turn to half a turn
 
 
-def fixed_point(table: Array) -> Tensor:
-    """Turns per token in units of 2^-64, int64: read as signed they run from minus half a turn to half a turn."""
-    return torch.from_numpy(spec.fixed_point(table).view(np.int64))
+def fixed_point(n_neurons: int) -> Tensor:
+    """BDH's turns per token of each pair of neurons in units of 2^-64, int64 (N/2)."""
+    return whole_numbers(spec.frequencies(n_neurons), "exact")
 
 
 def check_frequencies(freqs: Tensor, table: Array) -> None:

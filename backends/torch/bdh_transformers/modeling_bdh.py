@@ -22,7 +22,6 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from bdh_spec.rope import frequencies
 from bdh_torch.layer import Weights, layer, layer_norm, wide
 from bdh_torch.rope import fixed_point, rotation
 from bdh_transformers.attention_bdh import WHOLE_WITH_GRADIENTS, BDHParallelAttention, BDHRecurrentAttention
@@ -79,16 +78,11 @@ class BDHRotaryEmbedding(nn.Module):
     def __init__(self, config: BDHConfig) -> None:
         super().__init__()
         self.n_neurons = config.sizes.n_neurons
-        self.register_buffer("fixed", fixed_turns(self.n_neurons), persistent=False)
+        self.register_buffer("fixed", fixed_point(self.n_neurons), persistent=False)
 
     def forward(self, position_ids: Tensor, dtype: torch.dtype) -> Tensor:
         """Positions (..., T) to cosines and sines (..., T, N/2, 2), never narrower than float32."""
         return rotation(position_ids, self.fixed, wide(dtype), "exact")
-
-
-def fixed_turns(n_neurons: int) -> Tensor:
-    """BDH's turns per token of each pair in units of 2^-64, int64 (N/2)."""
-    return fixed_point(frequencies(n_neurons)[::2])
 
 
 class BDHPreTrainedModel(PreTrainedModel):
@@ -120,7 +114,7 @@ class BDHPreTrainedModel(PreTrainedModel):
             for weight in (module.encoder, module.encoder_v, module.decoder):
                 init.normal_(weight, mean=0.0, std=self.config.initializer_range)
         elif isinstance(module, BDHRotaryEmbedding):
-            init.copy_(module.fixed, fixed_turns(module.n_neurons))
+            init.copy_(module.fixed, fixed_point(module.n_neurons))
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         """The form of attention that is asked for, the recurrent one if none is."""

@@ -42,6 +42,7 @@ def observe_accumulation(model: Model, case: Case) -> Observed:
 
 def observe_optimizer(model: Model, case: Case) -> Observed:
     """What an optimiser remembers, the steps that another model makes with it, and those made with moments that are given."""
+    third = sibling(model, case, lambda params: params, case.config.n_layer)  # before anything has moved
     optimizer = model.optimizer(settings(case))
     for step in range(STOP):
         model.train_step(optimizer, *batch(case, step), rate=rate(case, step))
@@ -53,7 +54,6 @@ def observe_optimizer(model: Model, case: Case) -> Observed:
     for step in range(STOP, END):
         seen[f"{step}.loss"] = scalar(other.train_step(again, *batch(case, step), rate=rate(case, step)))
     seen |= weights(other, "end")
-    third = sibling(model, case, lambda params: params, case.config.n_layer)
     from_elsewhere = third.import_optimizer(given(case))
     seen |= remembered(third.export_optimizer(from_elsewhere), "given")
     third.train_step(from_elsewhere, *batch(case, 0))

@@ -1,0 +1,76 @@
+"""Rows for people: a table on stdout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from bdh_bench.results import RowResult, SideResult
+from bdh_spec import BDHConfig
+from bdh_spec.params import count
+
+NOTHING = "-"
+
+
+def heading(machine: dict[str, str], config: BDHConfig, results: Sequence[RowResult]) -> list[str]:
+    """The machine, the model, and the limits that shares are counted from."""
+    lines = [", ".join(f"{name} {value}" for name, value in machine.items())]
+    lines.append(
+        f"L {config.n_layer}, D {config.n_embd}, nh {config.n_head}, N {config.n_neurons}, V {config.vocab_size},"
+        f" {count(config):,} parameters, dropout {config.dropout:g}"
+    )
+    seen = {(r.port, r.dtype): r.limits for r in results if r.limits}
+    for (port, dtype), limits in seen.items():
+        facts = ", ".join(f"{name} {value}" for name, value in limits.facts.items())
+        lines.append(f"{port} {dtype}: {limits.flops / 1e9:.4g} GFLOP/s, copies {limits.copy / 1e9:.3g} GB/s; {facts}")
+    return lines
+
+
+def table(results: Sequence[RowResult]) -> Table:
+    """One line per side."""
+    columns = (
+        "row",
+        "port",
+        "dtype",
+        "side",
+        "ms",
+        "x ours",
+        "tokens/s",
+        "MB above weights",
+        "of peak",
+        "of copy",
+        "error",
+        "note",
+    )
+    found = Table(*columns)
+    for result in results:
+        about = (result.row.name, result.port, result.dtype)
+        for side in result.sides:
+            found.add_row(*about, *line(result, side))
+            about = ("", "", "")
+        if result.note:
+            found.add_row(*about, *[""] * 8, result.note)
+        found.add_section()
+    return found
+
+
+def line(result: RowResult, side: SideResult) -> list[str]:
+    """The cells of one side."""
+    ratio, rate = result.ratios().get(side.side), result.tokens_per_second(side)
+    notes = [f"from {side.extrapolated_from} by FLOP"] if side.extrapolated_from else []
+    return [
+        side.side,
+        f"{1000 * side.median:.4g}" if side.median else NOTHING,
+        f"{ratio.of_medians:.2f} ({ratio.low:.2f} to {ratio.high:.2f})" if ratio else "",
+        f"{rate:.4g}" if rate else NOTHING,
+        NOTHING if side.memory is None else f"{side.memory / 2**20:.0f}",
+        share(result.of_peak(side)),
+        share(result.of_copy(side)),
+        NOTHING if side.error is None else f"{side.error:.1e}",
+        "; ".join([*notes, *side.notes]),
+    ]
+
+
+def share(value: float | None) -> str:
+    return NOTHING if value is None else f"{100 * value:.0f}%"

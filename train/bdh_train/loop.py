@@ -1,0 +1,249 @@
+"""The loop: the same steps on every port, and after every stop."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import bdh_spec
+from bdh_spec import Backend, Model, Optimizer, Params
+from bdh_spec.params import count
+from bdh_train import memory
+from bdh_train.batches import batches, held_out
+from bdh_train.card import Findings, card
+from bdh_train.checkpoint import Checkpoint, Progress
+from bdh_train.config import TrainConfig, TrainError, as_toml, differing, read_initial, resolve
+from bdh_train.data import Text, open_data
+from bdh_train.measure import BITS, by_position, mean_loss
+from bdh_train.run_folder import RunFolder, working_in
+from bdh_train.schedule import rate
+from bdh_train.show import Board, Talk, draw
+
+SAMPLE = 300  # bytes
+BEYOND = 4  # times block_size that positions are measured up to
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a run."""
+
+    step: int
+    is_done: bool  # and not stopped on the way
+    val_loss: float | None  # the best
+    val_bits_per_byte: float | None
+    checkpoint: Path  # the model if it is done, else where to go on from
+
+
+@dataclass
+class Run:
+    """A run under way."""
+
+    config: TrainConfig
+    folder: RunFolder
+    training: Text
+    held_out: Text
+    model: Model
+    optimizer: Optimizer
+    progress: Progress
+    talk: Talk
+
+    def params(self) -> Params:
+        """The weights as they are, before any rounding."""
+        return self.model.export_optimizer(self.optimizer).masters or self.model.params()
+
+    def save(self) -> Path:
+        state = self.model.export_optimizer(self.optimizer)
+        params = state.masters or self.model.params()
+        found = Checkpoint(params, dataclasses.replace(state, masters=None), self.progress)
+        return self.folder.save(found, self.config.model, self.config.keep)
+
+    def sample(self) -> bytes:
+        text: bytes = self.model.generate(self.config.prompt, SAMPLE, 0.8, 50, self.config.seed)
+        return text
+
+
+def train(
+    config: TrainConfig, *, resume: bool = False, stop: Callable[[], bool] = lambda: False, talk: Talk | None = None
+) -> Result:
+    """Train as the configuration says, in its folder; ``stop`` is asked after each step whether to save and leave."""
+    talk = talk or Talk(quiet=True)
+    with working_in(Path(config.out), resume) as folder:
+        config = taken_up(config, folder, talk) if resume else resolve(config)
+        run = begin(config, folder, resume, talk)
+        announce(run)
+        if not run.progress.is_done:
+            steps(run, stop)
+        if not run.progress.is_done:
+            path = run.save()
+            talk.say(f"stopped after step {run.progress.step}, which is saved: go on with --resume --out {config.out}")
+            return result(run, path)
+        finish(run)
+        return result(run, folder.model)
+
+
+def taken_up(config: TrainConfig, folder: RunFolder, talk: Talk) -> TrainConfig:
+    """The configuration of the run in a folder, with what may be another from here on."""
+    begun = folder.read_config()
+    asked = dataclasses.replace(begun, **{name: getattr(config, name) for name in changed(config)})
+    if names := differing(asked, begun):
+        was = ", ".join(f"{name} {getattr(begun, name)!r}" for name in names)
+        raise TrainError(f"{folder.path} holds a run with {was}: leave {', '.join(names)} out, or begin another with --out")
+    if asked.max_steps != begun.max_steps:
+        talk.say(f"the schedule from here on is that of {asked.max_steps} steps, and no more that of {begun.max_steps}")
+    if as_toml(asked) != as_toml(begun):
+        folder.write(folder.config, as_toml(asked))
+    return asked
+
+
+def changed(config: TrainConfig) -> list[str]:
+    """What a configuration says that is not the default."""
+    return [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != f.default]
+
+
+def begin(config: TrainConfig, folder: RunFolder, resume: bool, talk: Talk) -> Run:
+    """Everything in place for the next step."""
+    training, measured = open_data(config, folder.path)
+    data = training.fingerprint()
+    backend = bdh_spec.choose(config.backend)
+    found = folder.last(talk.say) if resume else None
+    if found is None:
+        params = initial(config)
+        model = load(backend, params, config)
+        if not resume:
+            folder.begin(config)
+        folder.rewind(0)
+        progress = Progress(data=data)
+        if resume:
+            why = "no checkpoint is whole: the run begins again" if folder.saved() else "nothing was saved yet: the run begins"
+            talk.say(f"{why} at its first step")
+        return Run(config, folder, training, measured, model, model.optimizer(config.adamw()), progress, talk)
+    saved, _ = found
+    if saved.progress.data != data:
+        raise TrainError(f"the data is not what step {saved.progress.step} had read: bring back {', '.join(config.data)}")
+    model = load(backend, saved.params, config)
+    folder.rewind(saved.progress.step)
+    if saved.progress.port != port_of(model):
+        talk.say(f"{saved.progress.port} made the steps so far, {port_of(model)} goes on: bits may differ from here")
+    run = Run(config, folder, training, measured, model, model.import_optimizer(saved.optimizer), saved.progress, talk)
+    run.progress.is_done = run.progress.is_done and run.progress.step >= config.max_steps
+    talk.say(f"{run.progress.step} steps are done already")
+    return run
+
+
+def initial(config: TrainConfig) -> Params:
+    """The weights to start from: those of a checkpoint, or fresh ones of the seed, the same for every port."""
+    if config.init_from:
+        params, _ = read_initial(config)
+        return Params(*(np.asarray(weight, np.float32) for weight in params))
+    return bdh_spec.init(config.model, np.random.default_rng(config.seed))
+
+
+def load(backend: Backend, params: Params, config: TrainConfig) -> Model:
+    return backend.load(params, config.model, device=config.device, dtype=config.dtype)
+
+
+def port_of(model: Model) -> str:
+    """A port, its device and dtype, in words."""
+    return f"{model.backend} on {model.device}, {model.dtype}"
+
+
+def announce(run: Run) -> None:
+    """What is about to be trained, before the first step."""
+    config, model = run.config, run.model
+    has = bdh_spec.get_backend(model.backend).memory(model.device)
+    run.talk.page(as_toml(config).strip())
+    run.talk.say(
+        f"{port_of(model)}: {count(config.model):,} parameters, {config.tokens_per_step:,} tokens a step,"
+        f" {len(run.training):,} bytes to train on and {len(run.held_out):,} held out,"
+        f" {memory.says(config, model.backend, model.device, has)}"
+    )
+
+
+def steps(run: Run, stop: Callable[[], bool]) -> None:
+    """Step after step, to the last one or to a wish to stop."""
+    config, progress = run.config, run.progress
+    progress.port, first = port_of(run.model), progress.step
+    board = Board(run.folder.path / "tensorboard")
+    with run.talk.steps(first, config.max_steps):
+        while not progress.is_done:
+            line = step(run)
+            run.folder.note(line)
+            board.add(line)
+            run.talk.step(line, progress.step - first, config.max_steps, config.tokens_per_step)
+            if "val_loss" in line:
+                draw(run.folder.path / "curve.png", run.folder.lines())
+            if config.sample_every and progress.step % config.sample_every == 0:
+                run.talk.sample(run.sample())
+            if progress.is_done or progress.step % config.checkpoint_every == 0:
+                run.save()
+            if stop():
+                break
+    board.close()
+
+
+def step(run: Run) -> dict[str, Any]:
+    """One step, and the measure after it if one is due: its line."""
+    config, progress = run.config, run.progress
+    number = progress.step + 1
+    at = rate(config, number)
+    loss = run.model.train_on(run.optimizer, batches(config, run.training, number), rate=at)
+    if not math.isfinite(loss):
+        raise TrainError(
+            f"the loss of step {number} is {loss}: go back with --resume after lowering --learning-rate in a run of its own,"
+            " or train in float32"
+        )
+    progress.step = number
+    line: dict[str, Any] = {"step": number, "loss": loss, "rate": at}
+    if number % config.eval_every == 0 or number == config.max_steps:
+        value = mean_loss(run.model, held_out(config, run.held_out))
+        line |= {"val_loss": value, "val_bits_per_byte": value * BITS}
+        judge(run, value)
+    progress.is_done = progress.is_done or number >= config.max_steps
+    return line
+
+
+def judge(run: Run, value: float) -> None:
+    """Keep the best weights; end a run that no more gets better."""
+    progress = run.progress
+    if progress.best_loss is None or value < progress.best_loss:
+        progress.best_loss, progress.best_step, progress.misses = value, progress.step, 0
+        bdh_spec.save(run.folder.best(progress.step), run.params(), run.config.model)
+        return
+    progress.misses += 1
+    if run.config.patience and progress.misses >= run.config.patience:
+        progress.is_done = True
+        run.talk.say(f"no better than at step {progress.best_step} for {progress.misses} measures: the run ends here")
+
+
+def finish(run: Run) -> None:
+    """The best weights as the model, its card, and the curve."""
+    params, _ = bdh_spec.read(run.folder.best(run.progress.best_step))
+    model = load(bdh_spec.get_backend(run.model.backend), params, run.config)
+    bdh_spec.save(run.folder.model, params, run.config.model)
+    value = mean_loss(model, held_out(run.config, run.held_out))
+    text: bytes = model.generate(run.config.prompt, SAMPLE, 0.8, 50, run.config.seed)
+    found = Findings(
+        step=run.progress.best_step,
+        training_bytes=len(run.training),
+        held_out_bytes=len(run.held_out),
+        data=run.progress.data,
+        bits=value * BITS,
+        positions=by_position(model, run.held_out, BEYOND * run.config.block_size),
+        sample=text,
+        port=run.progress.port,
+    )
+    run.folder.write(run.folder.path / "README.md", card(run.config, params, found))
+    if not draw(run.folder.path / "curve.png", run.folder.lines()):
+        run.talk.say("no curve.png, which matplotlib draws: pip install 'bdh-spec[train]'")
+    run.talk.say(f"{found.bits:.3f} bits per byte on held-out text: {run.folder.model}, and its card beside it")
+
+
+def result(run: Run, path: Path) -> Result:
+    best = run.progress.best_loss
+    return Result(run.progress.step, run.progress.is_done, best, None if best is None else best * BITS, path)
