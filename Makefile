@@ -5,14 +5,18 @@ BIN := .venv/bin
 HF_TESTS := .venv/transformers-tests
 TOOLS := .venv/release-tools
 
-.PHONY: demo test conform conformance-score bench lint lock dist sbom licences audit versions workflows clean
+.PHONY: demo test test-thorough conform conformance-score bench lint lock dist sbom licences audit versions workflows clean
 
 demo: .venv/.ready
 	@$(BIN)/python examples/demo.py
 
 # One thread per worker: two workers on two cores would otherwise fight over them.
 test: .venv/.ready $(HF_TESTS)/.ready
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -q
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -q -m "not thorough"
+
+# The cases that `make test` leaves out to be done in five minutes.
+test-thorough: .venv/.ready $(HF_TESTS)/.ready
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -q -m thorough
 
 # The standard tier of the conformance suite on every port, two at a time.
 conform: .venv/.ready

@@ -27,6 +27,7 @@ from bdh_spec.params import Params, fingerprint, init
 from bdh_spec.protocol import Backend, Batch, Capabilities, Model, Optimizer, State
 from bdh_spec.registry import PortReport, backends, choose, get_backend, load, read
 from bdh_spec.rope import Frequencies
+from bdh_spec.sampling import Sampling
 
 __version__ = "0.1.0"
 
@@ -53,6 +54,7 @@ __all__ = [
     "ParamsError",
     "PortReport",
     "RecurrentState",
+    "Sampling",
     "SamplingError",
     "State",
     "StateError",

@@ -7,6 +7,7 @@ their input first, so that the same mistake gets the same sentence on every port
 from __future__ import annotations
 
 import os
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -99,7 +100,7 @@ class Model:
 
     def forward(self, tokens: Any) -> Array:
         """Tokens (B, T) to logits (B, T, V)."""
-        return self._forward(check_tokens(tokens, self.config))
+        return self._looked_at(self._forward(check_tokens(tokens, self.config)))
 
     def forward_padded(self, tokens: Any, lengths: Any) -> Array:
         """Tokens (B, T) to logits (B, T, V), where text b is the last ``lengths[b]`` tokens of row b, and is read alone.
@@ -109,7 +110,7 @@ class Model:
         tokens = check_tokens(tokens, self.config)
         lengths = check_lengths(lengths, tokens)
         is_padding = np.arange(tokens.shape[1]) < tokens.shape[1] - lengths[:, None]  # B T
-        return np.where(is_padding[..., None], 0, self._forward_padded(tokens, lengths))
+        return self._looked_at(np.where(is_padding[..., None], 0, self._forward_padded(tokens, lengths)))
 
     def init_state(self, batch: int = 1) -> State:
         """The state before the first token of ``batch`` texts."""
@@ -129,7 +130,7 @@ class Model:
             raise StateError(f"the state is at position {state.position}: positions end at 2^63 - 1")
         state.donated = donate
         logits, native = self._advance(native, state.position, tokens, donate)
-        return logits, State(self, native, state.position + tokens.shape[1], state.batch)
+        return self._looked_at(logits), State(self, native, state.position + tokens.shape[1], state.batch)
 
     def loss(self, tokens: Any, targets: Any) -> float:
         """Mean cross entropy in nats (R12)."""
@@ -247,6 +248,17 @@ class Model:
             chosen = [sample(row, uniform(how.seed, state.position, b), how) for b, row in enumerate(logits[:, -1])]
             yield np.array(chosen), state
             tokens = np.array(chosen)[:, None]
+
+    def _looked_at(self, logits: Array) -> Array:
+        """Logits, with a word where float16 could not hold what led to them."""
+        if self.dtype == "float16" and not np.isfinite(logits).all():
+            warnings.warn(
+                "logits are not finite: float16 holds numbers up to 65,504, and a long sum of this model may be larger, so load"
+                " it in bfloat16 or float32",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        return logits
 
     def params(self) -> Params:
         """The weights as they are now: of a model that does not train, those it was loaded with."""

@@ -26,8 +26,9 @@ measure() {  # NAME SHARE_OF_WHAT_IS_LEFT ARGUMENTS...
 
 for backend in $backends; do
   # The rows of the table of targets first, then the others.
-  measure "$backend-bf16" 60 all --backend "$backend" --dtype bfloat16 --plot "$folder/$backend-bf16.png" \
-    --rows "train B=32 T=512,prefill T=32768,decode B=1 context=512,decode B=64 context=512,forward T=*"
+  measure "$backend-bf16-targets" 40 all --backend "$backend" --dtype bfloat16 \
+    --rows "train B=32 T=512,prefill T=32768,decode B=1 context=512,decode B=64 context=512"
+  measure "$backend-bf16-forward" 40 forward --backend "$backend" --dtype bfloat16 --plot "$folder/$backend-bf16.png" --rows "forward T=*"
   measure "$backend-f32" 50 all --backend "$backend" --dtype float32 \
     --rows "forward T=2048,train B=4 T=512,decode B=1 context=512,decode B=1 context=100000"
 done

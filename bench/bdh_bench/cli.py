@@ -161,11 +161,12 @@ def errors_command(backends: tuple[str, ...] | None, seeds: int) -> int:
 
 @command.command("memory")
 @BACKEND
-def memory_command(backends: tuple[str, ...] | None) -> int:
+@click.option("--more", default=2000, show_default=True, type=click.IntRange(1), help="Tokens to go on for.")
+def memory_command(backends: tuple[str, ...] | None, more: int) -> int:
     """The peak memory of decoding at position 10 and at 100,000."""
     from bdh_bench.memory import memory
 
-    show(memory(backends or ports()))
+    show(memory(backends or ports(), more))
     return 0
 
 

@@ -16,7 +16,7 @@ from bdh_bench.reference import COMPARED, cost, worst_error
 from bdh_bench.results import RowResult, SideResult
 from bdh_bench.rows import Row
 from bdh_bench.sides import AGAIN, OURS, READ, Named, Task, sides_of
-from bdh_bench.worker import EndError, Limits, Ready, Worker, limits, load_answer, measure, refer, seconds
+from bdh_bench.worker import EndError, LateError, Limits, Ready, Worker, limits, load_answer, measure, refer, seconds
 from bdh_spec import BDHConfig
 
 Say = Callable[[str], None]
@@ -27,6 +27,7 @@ FEWEST = 3  # runs of a plain form that its share of the time must allow: the fi
 SHARE = 0.5  # of what is left of a row's time that one side may load and run once in
 OUR_SHARE = 0.7
 TRIES = 3  # sizes that a plain form is tried at
+SOON = 10.0  # seconds in which no other size is tried
 LIMIT_SECONDS = 120.0
 PARTING = 10.0  # seconds to tell the peak of memory
 PROBE = 512  # of the product that tells float64's speed
@@ -198,13 +199,15 @@ class Session:
                 attempt.ready = attempt.worker.answer(time.monotonic() + left * (OUR_SHARE if ours else SHARE))
             except EndError as end:
                 attempt.stop()
-                if end.absent or ours or attempt.task.row.kind == "transformers" or not attempt.shrink():
-                    attempt.fail(str(end), broken=not end.absent)
+                said = f"{attempt.task.row.name}: {end}"
+                final = end.absent or ours or attempt.task.row.kind == "transformers" or time.monotonic() + SOON > deadline
+                if final or not attempt.shrink():
+                    attempt.fail(str(end), broken=broke(end))
                     return
-                attempt.result.notes.append(f"at its own size {end}")
+                attempt.result.notes.append(said)
             else:
                 return
-        attempt.fail("it broke at smaller sizes too", broken=True)
+        attempt.fail("nor at smaller sizes", broken=True)
 
 
 def fit(attempt: Attempt, known: Limits, max_seconds: float) -> bool:
@@ -264,11 +267,16 @@ def take_turns(attempts: list[Attempt], rounds: int, deadline: float) -> None:
             try:
                 found[attempt.task.side].append(attempt.worker.ask(repeats(attempt), deadline + PARTING))
             except EndError as end:
-                attempt.fail(str(end), broken=True)
+                attempt.fail(str(end), broken=broke(end))
     for attempt in attempts:
-        if not attempt.result.failed:
+        if attempt.worker is not None:
             attempt.result.first = attempt.scale * first(attempt)
             attempt.result.seconds = [attempt.scale * s for s in found[attempt.task.side] or [first(attempt)]]
+
+
+def broke(end: EndError) -> bool:
+    """Whether a side ended by a fault, and not because it does not exist here or was late."""
+    return not end.absent and not isinstance(end, LateError)
 
 
 def first(attempt: Attempt) -> float:
@@ -283,7 +291,7 @@ def repeats(attempt: Attempt) -> int:
 
 def part(attempt: Attempt) -> None:
     """Ask for the peak of memory, which nobody scales, and say what was run if it was not the row."""
-    if attempt.scale != 1:
+    if attempt.scale != 1 and attempt.result.seconds:
         attempt.result.extrapolated_from = attempt.task.row.name
     if attempt.worker is None:
         return

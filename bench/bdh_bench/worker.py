@@ -15,7 +15,7 @@ import numpy as np
 
 from bdh_bench import machine
 from bdh_bench.reference import reference
-from bdh_bench.sides import AbsentError, Framework, Named, Task, find_port, framework
+from bdh_bench.sides import AbsentError, Framework, Named, Runner, Task, find_port, framework
 from bdh_spec import BackendUnavailable, BDHError, CapabilityError
 from bdh_spec.params import count
 
@@ -35,6 +35,10 @@ class EndError(BDHError):
     def __init__(self, sentence: str, *, absent: bool = False) -> None:
         super().__init__(sentence)
         self.absent = absent
+
+
+class LateError(EndError):
+    """A side that was not done in its time, which is no fault: it may be slow, or the machine busy."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ def sentence(error: Exception) -> str:
 
 
 def measure(pipe: Connection, task: Task, answer: str) -> None:
-    """Load a side, run it once, then as often as asked; on None tell the peak of memory above the weights."""
+    """Load a side, run it once, then as often as asked for a turn; on None tell the peak of memory above the weights."""
     if task.device == "cpu":  # where a pool of compilers would compete with what is measured
         os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
     meter = framework(task.port, task.device)
@@ -87,14 +91,18 @@ def measure(pipe: Connection, task: Task, answer: str) -> None:
     runner = meter.runner(task, task.params())
     if answer:
         store(answer, runner.answer())
+    meter.forget_peak()
     first = seconds(runner.run)
     repeats = 1
     if first < TURN:
         repeats = min(MOST_REPEATS, int(TURN / max(seconds(runner.run), TURN / MOST_REPEATS)) + 1)
     pipe.send(Ready(first, repeats, answer))
-    meter.forget_peak()
-    while (asked := pipe.recv()) is not None:
-        pipe.send(seconds(lambda: [runner.run() for _ in range(asked)]) / asked)
+    asked = pipe.recv()
+    if asked is not None:  # without a turn the peak is that of the first run, compilation and all
+        meter.forget_peak()
+    while asked is not None:
+        pipe.send(turn(runner, asked))
+        asked = pipe.recv()
     pipe.send(max(0, meter.peak() - weights))
 
 
@@ -102,6 +110,11 @@ def touch(meter: Framework, task: Task) -> None:
     """Run next to nothing, so that the framework's own memory is there before memory is looked at."""
     tiny = task.tiny()
     meter.runner(tiny, tiny.params()).run()
+
+
+def turn(runner: Runner, repeats: int) -> float:
+    """How long a run takes, of many."""
+    return seconds(lambda: [runner.run() for _ in range(repeats)]) / repeats
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -179,7 +192,7 @@ class Worker:
         """The next answer. EndError where there is none by ``deadline``, a time of ``time.monotonic``."""
         while not self.pipe.poll(LOOK):
             if time.monotonic() > deadline:
-                raise EndError("it ran out of time")
+                raise LateError("it ran out of time")
             if machine.available_memory() < SPARE * machine.total_memory():
                 raise EndError(f"it was ended when it had left {machine.available_memory() >> 20} MB of the machine's memory")
             if not self.process.is_alive() and not self.pipe.poll():

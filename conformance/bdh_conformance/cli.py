@@ -18,22 +18,23 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from bdh_conformance import known, report
+from bdh_conformance.__main__ import main
 from bdh_conformance.channels import CHANNELS
-from bdh_conformance.files.cli import vectors
 from bdh_conformance.isolation import Isolated, Limits, Request, memory_of_the_machine
 from bdh_conformance.levels import badge, markdown
 from bdh_conformance.outcomes import BAD, Result
 from bdh_conformance.plan import TIERS, Check
 from bdh_conformance.ports import find_port
-from bdh_conformance.runner import Run
+from bdh_conformance.runner import Run, share
 from bdh_conformance.start import clean_up_when_interrupted
 from bdh_conformance.yardstick.cases import Case
-from bdh_spec import BDHError
 from bdh_spec.dtypes import DTYPES, dtype_name
-from bdh_spec.files import shown, whole_file
+from bdh_spec.files import whole_file
 from bdh_spec.rope import PHASES, Phase
 
-DISAGREEMENT, MISUSE, INTERRUPTED = 1, 2, 130
+__all__ = ["command", "main"]
+
+DISAGREEMENT = 1
 COMMANDLINE = ParameterSource.COMMANDLINE
 
 HELP = f"""Check a port of BDH against the specification.
@@ -89,6 +90,12 @@ INPUT = click.Path(path_type=Path, dir_okay=False, exists=True)
 @click.option(
     "--badge", "badge_file", type=OUTPUT, help="Write a badge endpoint (.json) or a Markdown table (.md) of the levels."
 )
+@click.option(
+    "--minutes",
+    type=click.FloatRange(0, min_open=True),
+    metavar="N",
+    help="Draw cases for so long, at most.  [default: 30 for deep]",
+)
 @click.option("--time-limit", default=120.0, show_default=True, metavar="SECONDS", help="For one case; JAX compiles meanwhile.")
 @click.option(
     "--memory-limit", default=round(0.8 * memory_of_the_machine(), 1), show_default=True, metavar="GB", help="For the port."
@@ -111,6 +118,7 @@ def command(
     known_file: Path | None,
     baseline: Path | None,
     quiet: bool,
+    minutes: float | None,
     time_limit: float,
     memory_limit: float,
     in_process: bool,
@@ -119,16 +127,20 @@ def command(
     """Run the checks, answer, write files; the exit status is returned."""
     refuse_ignored(context)
     excused, before = read_inputs(known_file, baseline)
-    backend = find_port(port)
-    if device is not None and device.split(":")[0] not in backend.devices():
-        raise click.UsageError(f"{port} has no device {device!r} here: choose from {', '.join(backend.devices())}")
     if seed is None and tier == "deep" and case is None:
         seed = int.from_bytes(os.urandom(4))
     phases = (phase,) if phase else ()
-    request = Request(port, tier, device, seed, dtypes, channels, phases, str(case) if case else None)
-    run, start = Run(backend, device, seed, port), time.perf_counter()
+    request = Request(port, tier, device, seed, dtypes, channels, phases, str(case) if case else None, minutes)
+    isolated, start = None if in_process else Isolated(request, Limits(time_limit, memory_limit)), time.perf_counter()
     clean_up_when_interrupted()
-    perform(run, request, None if in_process else Limits(time_limit, memory_limit), quiet)
+    try:
+        run = Run(isolated.introduced() if isolated else find_port(port), device, seed, port)
+        if device is not None and device.split(":")[0] not in run.backend.devices():
+            raise click.UsageError(f"{port} has no device {device!r} here: choose from {', '.join(run.backend.devices())}")
+        perform(run, request, isolated, quiet)
+    finally:
+        if isolated:
+            isolated.stop()
     complaints = known.excuse(run.results, excused)
     whole = not (dtypes or channels or phases or case)
     result = report.document(run, tier, complaints, time.perf_counter() - start, whole=whole)
@@ -158,51 +170,35 @@ def read_inputs(known_file: Path | None, baseline: Path | None) -> tuple[list[kn
         excused = known.read(known_file) if known_file else []
     except known.KnownError as error:
         raise click.UsageError(str(error)) from None
-    if baseline is None:
-        return excused, None
-    try:
-        before: dict[str, Any] = json.loads(baseline.read_text())
-    except (OSError, ValueError) as error:
-        raise click.UsageError(f"{baseline} is no report in JSON ({error}): give a file that --json wrote") from None
-    if not isinstance(before, dict) or before.get("schema") != report.SCHEMA:
-        raise click.UsageError(f"{baseline} is no report of this suite: give a file that --json wrote")
-    return excused, before
+    return excused, report.read_baseline(baseline) if baseline else None
 
 
-def perform(run: Run, request: Request, limits: Limits | None, quiet: bool) -> None:
+def perform(run: Run, request: Request, isolated: Isolated | None, quiet: bool) -> None:
     """Run the checks, showing on stderr which one is under way, or which is done where nobody watches."""
     console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
     if run.seed is not None:
         console.print(f"generated cases of seed {run.seed}", style="dim")
-    watched, isolated = sys.stderr.isatty(), Isolated(request, limits) if limits else None
+    watched = sys.stderr.isatty()
     columns = (TextColumn("{task.description:<32}"), BarColumn(), TimeElapsedColumn())
     checks = request.checks(run.backend)
     with Progress(*columns, console=console, transient=True, disable=quiet or not watched) as progress:
         task = progress.add_task("", total=len(checks))
-        try:
-            for number, check in enumerate(checks):
-                progress.update(task, description=f"{check.channel.name} {check.dtype}")
-                result = found(run, isolated, number, check)
-                bad = result.status in BAD
-                if bad or (not watched and result.status != "not claimed"):
-                    line = f"{result.id} {result.status} after {result.cases} cases, {result.seconds:.1f} s"
-                    console.print(line, style="red" if bad else None)
-                progress.advance(task)
-        finally:
-            if isolated:
-                isolated.stop()
+        for number, check in enumerate(checks):
+            progress.update(task, description=f"{check.channel.name} {check.dtype}")
+            result = found(run, isolated, number, check, share(checks, number, request.until))
+            bad = result.status in BAD
+            if bad or (not watched and result.status != "not claimed"):
+                line = f"{result.id} {result.status} after {result.cases} cases, {result.seconds:.1f} s"
+                console.print(line, style="red" if bad else None)
+            progress.advance(task)
 
 
-def found(run: Run, isolated: Isolated | None, number: int, check: Check) -> Result:
+def found(run: Run, isolated: Isolated | None, number: int, check: Check, until: float | None) -> Result:
     """One check, made here or in a process of its own."""
     if isolated is None:
         with devoid_of_talk():
-            return run.run(check)
-    result = isolated.run(number, check)
-    run.results.append(result)
-    run.coverage.update(isolated.coverage)
-    isolated.coverage.clear()
-    return result
+            return run.run(check, until)
+    return isolated.found(run, number, check)
 
 
 @contextlib.contextmanager
@@ -215,15 +211,17 @@ def devoid_of_talk() -> Iterator[None]:
 def answer(found: dict[str, Any], changes: list[dict[str, Any]]) -> None:
     """Failures with their explanation, then the levels, then the verdict."""
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120)
-    for check in found["checks"]:
-        if check["status"] in BAD:
-            print(f"{check['worst']['message']}\n")
+    bad = [check for check in found["checks"] if check["status"] in BAD]
+    for check in bad:
+        if not check["same_as"]:
+            print(check["worst"]["message"])
+            for other in (other for other in bad if other["same_as"] == check["id"]):
+                place = other["worst"]["stage"] or "its first call"
+                print(f"  and so {other['id']} fails, first at {place}: {other['worst']['case']}")
+            print()
     console.print(table(found))
     for change in changes:
-        nearer = (
-            f"{change['times']:.1f} times nearer to its limit, {change['now']:.2g} of it" if change["times"] else change["now"]
-        )
-        print(f"since the baseline: {change['id']} {change['stage']} {nearer}".replace("  ", " "))
+        print(report.moved(change))
     for complaint in found["complaints"]:
         print(complaint)
     counts = ", ".join(f"{count} {status}" for status, count in found["totals"].items() if count)
@@ -263,26 +261,6 @@ def write(found: dict[str, Any], since: report.Since | None, outputs: dict[str, 
             text = make[name]()
         with whole_file(path) as part:
             part.write_text(text, encoding="utf-8")
-
-
-def main() -> None:
-    """The console script."""
-    arguments = sys.argv[1:]
-    try:
-        if arguments[:1] == ["vectors"]:
-            vectors.main(arguments[1:], prog_name="bdh-conform vectors", standalone_mode=False)
-            sys.exit(0)
-        sys.exit(command.main(arguments, standalone_mode=False))
-    except (click.ClickException, BDHError, OSError) as error:
-        complain(error.format_message() if isinstance(error, click.ClickException) else str(error))
-        sys.exit(MISUSE)
-    except (KeyboardInterrupt, click.Abort):
-        complain("interrupted")
-        sys.exit(INTERRUPTED)
-
-
-def complain(sentence: str) -> None:
-    print(f"bdh-conform: {shown(sentence)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ class Result:
     worst: Outcome | None = None  # the nearest to its limit, or the failure, shrunk
     ratios: dict[str, float] = field(default_factory=dict)  # stage: the largest error over allowed
     positions: dict[int, float] = field(default_factory=dict)  # the same up to so many tokens, from half as many on
+    same_as: str = ""  # the id of an earlier check whose diagnosis explains this failure as well
 
     @property
     def id(self) -> str:
@@ -79,6 +80,7 @@ class Result:
             "phase": self.phase,
             "status": self.status,
             "reason": self.reason,
+            "same_as": self.same_as,
             "cases": self.cases,
             "seconds": round(self.seconds, 3),
             "ratios": {stage: finite(ratio) for stage, ratio in self.ratios.items()},

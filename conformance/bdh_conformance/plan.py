@@ -14,7 +14,7 @@ from bdh_conformance.channels.channel import Channel
 from bdh_conformance.files import frozen
 from bdh_conformance.files.vectors import Judged, origin
 from bdh_conformance.yardstick.cases import POOL, Case
-from bdh_conformance.yardstick.sizes import Shape
+from bdh_conformance.yardstick.sizes import LONG, Shape
 from bdh_conformance.yardstick.strategies import pooled, sized
 from bdh_spec import Capabilities
 from bdh_spec.dtypes import DTYPES, WIDE
@@ -28,6 +28,9 @@ KINDS = {
 OTHER_SHAPES = (POOL[0], POOL[2], POOL[4])  # in dtypes beside the first
 
 
+ENDLESS = 1000  # times a tier's examples: more than anybody waits for
+
+
 @dataclass(frozen=True)
 class Tier:
     """How much is looked at."""
@@ -38,6 +41,19 @@ class Tier:
     sized_examples: int  # of each class of sizes
     longest: int  # tokens of a text
     says: str
+    minutes: float | None = None  # for which cases are drawn; None: until all are
+
+    def for_minutes(self, minutes: float | None) -> Tier:
+        """The same with as many cases as that time allows, if it is given."""
+        if not minutes or not self.examples:
+            return self
+        return replace(
+            self,
+            examples=ENDLESS * self.examples,
+            narrow_examples=ENDLESS * self.narrow_examples,
+            sized_examples=ENDLESS * self.sized_examples,
+            minutes=minutes,
+        )
 
 
 TIERS = {
@@ -45,7 +61,7 @@ TIERS = {
     for tier in (
         Tier("smoke", 0, 0, 0, 0, "frozen cases only: some ten seconds"),
         Tier("standard", 36, 12, 1, 1200, "structured cases, classes of sizes and properties: some two minutes"),
-        Tier("deep", 1500, 400, 20, 4096, "thousands of examples, texts of 4,096 tokens: half an hour"),
+        Tier("deep", 1500, 400, 20, 4096, "thousands of examples, texts of 4,096 tokens: half an hour", 30.0),
     )
 }
 
@@ -69,6 +85,16 @@ class Check:
     fixed: tuple[Case | Judged, ...] = ()
     generated: tuple[Generated, ...] = ()
     reason: str = ""
+
+    def fit(self, case: Case) -> Case | None:
+        """The case as the channel needs it, if anything can be said of it in this dtype.
+
+        A norm over two features leaves their signs. Of a long text rounding to a narrow type turns some, on any port, and each
+        port turns others.
+        """
+        if case.config.n_embd == 2 and case.time > LONG and self.dtype not in WIDE:
+            return None
+        return self.channel.prepare(case)
 
 
 def plan(

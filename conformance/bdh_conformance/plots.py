@@ -51,12 +51,12 @@ def height(ratio: float | None) -> float:
 
 def by_channel(report: Mapping[str, Any], before: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     """A row for each channel, in it a dot for each dtype: the worst error over allowed now, and in an earlier report."""
-    earlier = {check["id"]: ratio(check) for check in before["checks"] if check["worst"]} if before else {}
+    earlier = {check["id"]: worst_ratio(check) for check in before["checks"] if check["worst"]} if before else {}
     rows: dict[str, list[dict[str, Any]]] = {}
     for check in report["checks"]:
         if not check["worst"]:
             continue
-        now, was = ratio(check), earlier.get(check["id"])
+        now, was = worst_ratio(check), earlier.get(check["id"])
         rows.setdefault(check["channel"], []).append(
             {
                 "id": check["id"],
@@ -70,7 +70,7 @@ def by_channel(report: Mapping[str, Any], before: Mapping[str, Any] | None) -> l
     return [{"channel": channel, "dots": dots} for channel, dots in rows.items()]
 
 
-def ratio(check: Mapping[str, Any]) -> float | None:
+def worst_ratio(check: Mapping[str, Any]) -> float | None:
     """The worst error over allowed of a check; None if no number tells it."""
     return check["worst"]["ratio"] if check["worst"] else None
 
@@ -89,7 +89,7 @@ def moved(report: Mapping[str, Any], before: Mapping[str, Any]) -> list[dict[str
     for name in now:
         if name not in earlier:
             continue
-        a, b = ratio(earlier[name]), ratio(now[name])
+        a, b = worst_ratio(earlier[name]), worst_ratio(now[name])
         if a is None or b is None:
             continue  # a change of standing, which the page tells above
         times = max(b, QUIET) / max(a, QUIET)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import platform
 import re
 import sys
 from collections.abc import Mapping
+from importlib.metadata import version
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
-import hypothesis
 import jinja2
 import markupsafe
 import numpy as np
@@ -22,10 +24,32 @@ from bdh_conformance import plots
 from bdh_conformance.levels import levels
 from bdh_conformance.outcomes import totals
 from bdh_conformance.runner import Run
+from bdh_spec import BDHError
 
 SCHEMA = 1
 WORSE = 3.0  # times nearer to the limit than the baseline was: worth a look although inside it
 QUIET = 0.02  # of what is allowed: below, rounding comes and goes
+
+
+class BaselineError(BDHError, ValueError):
+    """A file that is taken for an earlier report, and is none."""
+
+
+def read_baseline(path: Path) -> dict[str, Any]:
+    """An earlier report, as ``--json`` wrote it."""
+    try:
+        before: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise BaselineError(f"{path} is no report in JSON ({error}): give a file that --json wrote") from None
+    if not isinstance(before, dict) or before.get("schema") != SCHEMA or not isinstance(before.get("checks"), list):
+        raise BaselineError(f"{path} is no report of this suite: give a file that --json wrote")
+    return before
+
+
+def moved(change: Mapping[str, Any]) -> str:
+    """A change since the baseline, in words."""
+    nearer = f"{change['times']:.1f} times nearer to its limit, {change['now']:.2g} of it" if change["times"] else change["now"]
+    return f"since the baseline: {change['id']} {change['stage']} {nearer}".replace("  ", " ")
 
 
 def document(run: Run, tier: str, complaints: list[str], seconds: float, *, whole: bool) -> dict[str, Any]:
@@ -68,7 +92,7 @@ def versions(run: Run) -> dict[str, str]:
         "port": run.backend.version(),
         "python": platform.python_version(),
         "numpy": np.__version__,
-        "hypothesis": hypothesis.__version__,
+        "hypothesis": version("hypothesis"),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ import hypothesis
 from bdh_conformance import search
 from bdh_conformance.channels.channel import against
 from bdh_conformance.channels.loading import load
-from bdh_conformance.explain import explain
+from bdh_conformance.explain import Told, explain
 from bdh_conformance.files.vectors import Judged, origin
 from bdh_conformance.outcomes import BAD, Outcome, Result
 from bdh_conformance.plan import Check, Generated
@@ -34,9 +34,13 @@ class Run:
     explains: bool = True  # shrink and diagnose what fails, which takes seconds
     coverage: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(COVERAGE, 0)))
     results: list[Result] = field(default_factory=list)
+    told: list[Told] = field(default_factory=list)  # what was diagnosed so far
 
-    def run(self, check: Check) -> Result:
-        """All cases of a check, up to the first that fails: that one is shrunk and explained."""
+    def run(self, check: Check, until: float | None = None) -> Result:
+        """All cases of a check, up to the first that fails: that one is shrunk and explained.
+
+        No more cases are drawn once the clock says ``until``.
+        """
         result = Result(check.channel.name, check.level, check.dtype, check.phase, reason=check.reason)
         self.results.append(result)
         if check.reason:
@@ -44,7 +48,7 @@ class Run:
         start = time.perf_counter()
         failing = next((c for c in self.fitting(check) if self.examine(check, c, result).status in BAD), None)
         for cases in check.generated:
-            failing = failing or self.explore(check, cases, result)
+            failing = failing or self.explore(check, cases, result, until)
         if failing is not None and self.explains:
             explain(self, check, failing, result)
         result.seconds = time.perf_counter() - start
@@ -54,17 +58,21 @@ class Run:
     def fitting(self, check: Check) -> Iterator[Case | Judged]:
         """The fixed cases as the channel needs them."""
         for given in check.fixed:
-            fit = given if isinstance(given, Judged) else check.channel.prepare(given)
+            fit = given if isinstance(given, Judged) else check.fit(given)
             if fit is not None:
                 yield fit
 
     def examine(self, check: Check, given: Case | Judged, result: Result) -> Outcome:
         """One case, counted."""
-        outcome = self.judged(check, given) if isinstance(given, Judged) else self.compared(check, given)
+        outcome = self.examined(check, given)
         result.add(outcome)
         case = origin(given) if isinstance(given, Judged) else given
         self.coverage.update(item for item, holds in COVERAGE.items() if holds(case))
         return outcome
+
+    def examined(self, check: Check, given: Case | Judged) -> Outcome:
+        """One case against the specification, or a vector against what is published with it."""
+        return self.judged(check, given) if isinstance(given, Judged) else self.compared(check, given)
 
     def judged(self, check: Check, judged: Judged) -> Outcome:
         """A published vector against what is published with it."""
@@ -109,12 +117,14 @@ class Run:
         message = headline(self.backend.name, list(compared)) if wrong else ""
         return Outcome(*where, shown.stage, "failed" if wrong else "passed", shown.error, shown.allowed, message, compared)
 
-    def explore(self, check: Check, cases: Generated, result: Result) -> Case | None:
+    def explore(self, check: Check, cases: Generated, result: Result, until: float | None = None) -> Case | None:
         """Generated cases; the smallest of them that fails, if one does."""
         failures: list[Case] = []
 
         def fails(case: Case) -> bool:
-            fit = check.channel.prepare(case)
+            if until is not None and time.time() > until and not failures:
+                raise search.Enough
+            fit = check.fit(case)
             hypothesis.assume(fit is not None)
             assert fit is not None  # assumed
             if bad := self.examine(check, fit, result).status in BAD:
@@ -123,3 +133,12 @@ class Run:
 
         search.failing(cases.strategy, fails, cases.examples, self.seed, shrinks=cases.shrinks)
         return failures[-1] if failures else None
+
+
+def share(checks: Sequence[Check], number: int, until: float | None) -> float | None:
+    """When a check has had its part of the time that is left: as much as its drawn cases are of those to come."""
+    if until is None:
+        return None
+    parts = [sum(cases.examples * check.channel.cost for cases in check.generated) for check in checks[number:]]
+    now = time.time()
+    return now + max(until - now, 0.0) * parts[0] / max(sum(parts), 1)

@@ -15,7 +15,7 @@ def main() -> None:
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a terminal of ASCII is no reason to stop
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and is not told to ignore it
         signal.signal(signal.SIGINT, leave)
-    from bdh_conformance.cli import main as run
+    from bdh_conformance.__main__ import main as run
 
     try:
         run()

@@ -49,32 +49,26 @@ folder: of transformers, Trainer, accelerate, torch.distributed.checkpoint, Deep
 """
 
 
-class Dtype(click.ParamType[str]):
+def dtype_of_weights(_: click.Context, __: click.Parameter, word: str | None) -> str | None:
     """A dtype by any of its names."""
-
-    name = "dtype"
-
-    def convert(self, value: str, param: click.Parameter | None, context: click.Context | None) -> str:
-        if dtype_name(value) not in DTYPES:
-            words = [*DTYPES, *(short for short, full in SYNONYMS.items() if full in DTYPES)]
-            self.fail(f"no weights are stored as {value!r}: there are {', '.join(words)}", param, context)
-        return dtype_name(value)
+    if word is not None and dtype_name(word) not in DTYPES:
+        words = [*DTYPES, *(short for short, full in SYNONYMS.items() if full in DTYPES)]
+        raise click.UsageError(f"no weights are stored as {word!r}: there are {', '.join(words)}")
+    return word and dtype_name(word)
 
 
 UNITS = {"": 1, "B": 1, **{f"{letter}B": 1000**k for k, letter in enumerate("KMGT", 1)}}
 UNITS |= {f"{letter}IB": 1024**k for k, letter in enumerate("KMGT", 1)}
 
 
-class Size(click.ParamType[int]):
-    """A number of bytes, as transformers writes it."""
-
-    name = "size"
-
-    def convert(self, value: str, param: click.Parameter | None, context: click.Context | None) -> int:
-        match = re.fullmatch(r"(\d{1,15})\s*([A-Z]*)", value.upper())
-        if match is None or match[2] not in UNITS or not int(match[1]):
-            self.fail(f"{value!r} is no size of a file: give one such as 5GB or 500MiB", param, context)
-        return int(match[1]) * UNITS[match[2]]
+def number_of_bytes(_: click.Context, __: click.Parameter, word: str | None) -> int | None:
+    """A size as transformers writes it, such as 5GB."""
+    if word is None:
+        return None
+    match = re.fullmatch(r"(\d{1,15})\s*([A-Z]*)", word.upper())
+    if match is None or match[2] not in UNITS or not int(match[1]):
+        raise click.UsageError(f"{word!r} is no size of a file: give one such as 5GB or 500MiB")
+    return int(match[1]) * UNITS[match[2]]
 
 
 @click.command(help=HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -85,8 +79,12 @@ class Size(click.ParamType[int]):
     "-o", "--output", type=click.Path(path_type=Path), help="Where to write; - for stdout.  [default: beside the input]"
 )
 @click.option("--force", is_flag=True, help="Replace an output that exists.")
-@click.option("--dtype", type=Dtype(), metavar="f32|bf16|f16", help="Store weights in this dtype; narrowing loses bits.")
-@click.option("--max-shard-size", type=Size(), metavar="SIZE", help="With hf: how large a file may be.  [default: 50GB]")
+@click.option(
+    "--dtype", callback=dtype_of_weights, metavar="f32|bf16|f16", help="Store weights in this dtype; narrowing loses bits."
+)
+@click.option(
+    "--max-shard-size", callback=number_of_bytes, metavar="SIZE", help="With hf: how large a file may be.  [default: 50GB]"
+)
 @click.option("--weights", metavar="NAME", help="Which set of weights, where a file holds several, such as ema.")
 @click.option("--n-layer", type=click.IntRange(1), help="The number of layers, where nothing written tells it.")
 @click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), help="The dropout of training, likewise.")

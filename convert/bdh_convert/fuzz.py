@@ -31,7 +31,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -100,7 +99,7 @@ VALUES = st.recursive(
     max_leaves=8,
 )
 IN_MEMORY = Path("/dev/shm")  # a disk takes longer than a reader
-MADE_UP = 400  # values that Hypothesis makes up, to be used again and again: it takes far longer than a reader
+MADE_UP = 200  # values that Hypothesis makes up, to be used again and again: it takes far longer than a reader
 
 
 def made_up(start: int) -> list[Any]:
@@ -117,13 +116,6 @@ def made_up(start: int) -> list[Any]:
 
     once()
     return values
-
-
-def changes(start: int) -> Iterator[Change]:
-    """Changes without end."""
-    values, chance = made_up(start), random.Random(start)
-    while True:
-        yield drawn(chance, values)
 
 
 def drawn(chance: random.Random, values: list[Any]) -> Change:
@@ -348,10 +340,11 @@ def fuzz(name: str, runs: int, start: int = 0, seconds: float = math.inf) -> Fig
 
 def fuzzed(reader: Reader, runs: int, start: int = 0, seconds: float = math.inf) -> Figures:
     """The same of any reader."""
-    figures, end = Figures(), time.monotonic() + seconds
+    figures = Figures()
     with sound(reader) as (file, path):
-        data = file.read_bytes()
-        for change in islice(changes(start), runs):
+        data, values, chance = file.read_bytes(), made_up(start), random.Random(start)
+        end = time.monotonic() + seconds
+        for change in (drawn(chance, values) for _ in range(runs)):
             file.write_bytes(reader.mutate(data, change))
             attempt(reader, path, figures)
             if time.monotonic() > end:

@@ -252,3 +252,52 @@ def test_a_plot_is_drawn(limits: Limits, tmp_path: Path, name: str) -> None:
     plot(tmp_path / name, rows, BASE)
     head = (tmp_path / name).read_bytes()[:8]
     assert head.startswith(b"\x89PNG" if name.endswith("png") else b"<?xml")
+
+
+class Process:
+    """A side's process that breaks where a text is longer than 64, or at every size."""
+
+    hopeless = False
+
+    def __init__(self, work: object, asked: Task, answer: str) -> None:
+        self.asked = asked
+
+    def answer(self, deadline: float) -> Ready:
+        if self.hopeless or self.asked.row.length > 64:
+            raise EndError("out of memory")
+        return Ready(0.5, 1, "")
+
+    def ask(self, message: object, deadline: float) -> float | int:
+        return 7 if message is None else 0.5
+
+    def stop(self) -> None:
+        pass
+
+
+def test_a_plain_form_that_breaks_is_tried_at_half_the_size(
+    task: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "Worker", Process)
+    session = Session(Settings(BASE, rounds=2), tmp_path, print)
+    ours, plain = (attempt(task("torch", side, Row("forward", 1, 64 * (1 + i)))) for i, side in enumerate((OURS, PLAIN)))
+    session.together([ours, plain], time.monotonic() + 100)
+    assert ours.result.memory == 7
+    assert plain.result.notes == ["forward T=128: out of memory"]
+    assert plain.result.extrapolated_from == "forward T=64"
+    assert plain.result.memory is None  # nobody can scale it
+    assert plain.result.median == pytest.approx(0.5 * plain.scale)
+    assert plain.scale > 2
+
+
+def test_a_side_that_breaks_at_every_size_is_said_and_ours_is_tried_once(
+    task: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "Worker", Process)
+    monkeypatch.setattr(Process, "hopeless", True)
+    session = Session(Settings(BASE, rounds=2), tmp_path, print)
+    for side, tries in ((PLAIN, 3), (OURS, 1)):
+        one = attempt(task("torch", side, Row("forward", 1, 1024)))
+        session.load(one, time.monotonic() + 100)
+        assert one.result.failed
+        assert one.ready is None
+        assert len(one.result.notes) == (1 if side == OURS else tries + 1)

@@ -127,7 +127,7 @@ def test_float64_is_held_to_ten_digits_unless_float32_has_none(grown: float, low
 CANCELS = Case.parse("B8 T7 L5 h6 D5 N4 V997 m5 seed=48 scale=5.0 dropout=0.0 weights=mixed")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.thorough), "float64"])
 def test_training_that_multiplies_rounding_by_millions_accuses_nobody(dtype: str) -> None:
     training = CHANNELS["training"]
     assert training.expected(CANCELS, "float64")["turns.1.loss"].allowed > 1e-10

@@ -31,7 +31,7 @@ class Port(NumpyBackend):
 def conform(folder: Path, crash: str, *words: str) -> tuple[int, str, str]:
     """The command on a port that does something terrible in its loss."""
     (folder / "port.py").write_text(PORT.format(crash=crash))
-    command = [sys.executable, "-m", "bdh_conformance.cli", "port:Port", "--channel", "logits,loss,batch", "--dtype", "float32"]
+    command = [sys.executable, "-m", "bdh_conformance", "port:Port", "--channel", "logits,loss,batch", "--dtype", "float32"]
     done = subprocess.run([*command, "--tier", "smoke", *words], cwd=folder, capture_output=True, text=True, timeout=120)
     return done.returncode, done.stdout, done.stderr
 
@@ -40,16 +40,19 @@ def conform(folder: Path, crash: str, *words: str) -> tuple[int, str, str]:
     ("crash", "sentence"),
     [
         ("ctypes.string_at(0)", "the process died of SIGSEGV"),
-        ("os.abort()", "the process died of SIGABRT"),
+        pytest.param("os.abort()", "the process died of SIGABRT", marks=pytest.mark.thorough),
         ("os._exit(3)", "the process ended with status 3"),
-        ("sys.exit('enough')", "the process ended with status 1"),
-        ("raise KeyboardInterrupt", "the process ended with status 1"),
-        ("while True: pass", "no answer for 3 s"),
+        pytest.param("sys.exit('enough')", "the process ended with status 1", marks=pytest.mark.thorough),
+        pytest.param("raise KeyboardInterrupt", "the process ended with status 1", marks=pytest.mark.thorough),
+        ("while True: pass", "no answer for 20 s"),
         ("self.taken = [np.ones(2**25) for _ in range(64)]", "it took more than 1 GB"),
     ],
 )
 def test_the_case_that_ended_a_port_is_named_and_the_other_checks_go_on(tmp_path: Path, crash: str, sentence: str) -> None:
-    status, out, _ = conform(tmp_path, crash, "--time-limit", "3", "--memory-limit", "1")
+    limit = (
+        "20" if "no answer" in sentence else "100"
+    )  # the first answer waits for imports, which a busy machine takes long for
+    status, out, _ = conform(tmp_path, crash, "--time-limit", limit, "--memory-limit", "1")
     assert status == 1
     assert f"port:Port gives no answer in loss: {sentence}" in out
     assert "bdh-conform port:Port --channel loss --dtype float32 --case 'B2 T" in out
@@ -77,7 +80,7 @@ def test_a_healthy_port_passes_and_each_check_is_told_where_nobody_watches(tmp_p
 def test_a_port_that_cannot_be_had_gets_one_sentence(tmp_path: Path, port: str, sentence: str) -> None:
     (tmp_path / "port.py").write_text(port)
     done = subprocess.run(
-        [sys.executable, "-m", "bdh_conformance.cli", "port:Port"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "bdh_conformance", "port:Port"], cwd=tmp_path, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 2
     assert sentence in done.stderr

@@ -78,13 +78,16 @@ def test_a_mistake_is_one_line_and_builds(name: str) -> None:
     assert mistake.backend().version() == f"numpy with {name}"
 
 
-# The score looks at all of them, in minutes; here every twentieth, and those that only classes of sizes and of calls show.
+# The score, which CI runs, looks at all of them, in minutes; here every twentieth, two thirds of these in `make test-thorough`,
+# and those that only classes of sizes, calls or tables show.
 SOME = [
-    *list(MISTAKES)[::20],
+    *(pytest.param(name, marks=[pytest.mark.thorough] * (i % 3 > 0)) for i, name in enumerate(list(MISTAKES)[::20])),
     "state_forgotten_after_512",
     "block_of_neurons_lost",
     "texts_beyond_four_lost",
     "last_piece_dropped",
+    "gradient_turned_back",
+    "padding_counted_in_positions",
 ]
 
 

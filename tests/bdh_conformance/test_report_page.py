@@ -39,13 +39,18 @@ def passing() -> dict[str, Any]:
     return made(get_backend("numpy"), a_check("logits", LONG), a_check("traces", LONG), UNCLAIMED)
 
 
-def test_errors_are_known_by_position() -> None:
+@pytest.mark.parametrize(("token", "up_to"), [(0, 1), (1, 2), (2, 4), (3, 4), (4, 8)])
+def test_errors_are_known_by_position(token: int, up_to: int) -> None:
     reference = np.ones((2, 6, 3))
     actual = reference.copy()
-    actual[1, 4] += 1e-3
+    actual[1, token] += 1e-3
     found = compare("logits", actual, Expectation(reference, 1e-2, 1.0)).by_token
     assert [end for end, _ in found] == [1, 2, 4, 8]
-    assert [ratio > 0 for _, ratio in found] == [False, False, False, True]
+    assert [end for end, ratio in found if ratio > 0] == [up_to]
+
+
+def test_states_and_slopes_have_no_positions() -> None:
+    reference = np.ones((2, 6, 3))
     assert compare("layers.0.state", np.ones((1, 2, 4, 3)), Expectation(np.ones((1, 2, 4, 3)), 1.0, 1.0)).by_token == ()
     assert compare("gradients.encoder", reference, Expectation(reference, 1.0, 1.0)).by_token == ()
 

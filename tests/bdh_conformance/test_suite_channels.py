@@ -253,6 +253,15 @@ def test_a_trained_table_has_everything_that_a_port_may_get_wrong(config: str) -
     assert (np.abs(table) < 1e-7).any()
 
 
+@pytest.mark.parametrize("channel", ["properties", "phases", "padding"])
+@pytest.mark.parametrize("freqs", FREQS)
+def test_an_honest_port_passes_whatever_a_channel_asks_of_a_table(channel: str, freqs: str) -> None:
+    case = Case(CONFIGS["plain"], 2, 6, seed=3, scale=20.0, freqs=freqs)
+    run = Run(bdh_spec.get_backend("numpy"), explains=False)
+    what = {"case": case, "channels": (channel,), "dtypes": ("float64",), "phases": ("exact",)}
+    assert [run.run(check).status for check in plan(TIERS["standard"], run.backend.capabilities, **what)] == ["passed"]
+
+
 def test_a_port_without_frequencies_of_its_own_is_not_judged_by_them() -> None:
     case = Case(CONFIGS["plain"], freqs="trained")
     without = bdh_spec.Capabilities(verbs=tuple(verb for verb in VERBS if verb != "frequencies"))

@@ -12,7 +12,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from bdh_conformance import cli, known, report
+from bdh_conformance import __main__ as door
+from bdh_conformance import known, report
 from bdh_conformance.channels import CHANNELS
 from bdh_conformance.files.vectors import Judged, origin
 from bdh_conformance.levels import badge, levels
@@ -36,7 +37,7 @@ def conform(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     def run(*words: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["bdh-conform", *map(str, words)])
         with pytest.raises(SystemExit) as stopped:
-            cli.main()
+            door.main()
         return int(stopped.value.code or 0), *capsys.readouterr()
 
     return run
@@ -128,10 +129,13 @@ def test_a_run_that_checked_nothing_fails(conform) -> None:
         (["numpy", "--device", "abacus"], "numpy has no device 'abacus' here"),
         (["numpy", "--case", "B1"], "the case 'B1' lacks"),
         (["numpy", "--case", CASE, "--seed", "1"], "--case looks at one case only, so --seed would be ignored"),
-        (["numpy", "--case", CASE, "--tier", "standard"], "so --tier would be ignored"),
+        (["numpy", "--case", CASE, "--tier", "standard"], "--case looks at one case only, so --tier would be ignored"),
         (["numpy", "--in-process", "--time-limit", "3"], "--in-process can end no port, so --time-limit would be ignored"),
-        (["numpy", "--in-process", "--memory-limit", "3"], "so --memory-limit would be ignored"),
-        (["vectors", "export", "none", "--case", CASE, "--version", "1.0"], "so --version would be ignored"),
+        (["numpy", "--in-process", "--memory-limit", "3"], "--in-process can end no port, so --memory-limit would be ignored"),
+        (
+            ["vectors", "export", "none", "--case", CASE, "--version", "1.0"],
+            "--case is no case of a published set, so --version would be ignored",
+        ),
         (["vectors", "check", "none", "none", "--dtype", "int4"], "no vectors are in 'int4': there are float32, float64"),
         (["numpy", "--tier", "endless"], "Invalid value for '--tier': 'endless' is not one of"),
         (["numpy", "--baseline", "pyproject.toml"], "pyproject.toml is no report in JSON"),
@@ -275,3 +279,11 @@ def test_the_suite_runs_inside_pytest() -> None:
     assert done.returncode == 0, done.stdout
     assert "not claimed: the port does not claim the verb trace" in done.stdout
     assert "passed" in done.stdout
+
+
+@pytest.mark.parametrize("missing", ["hypothesis", "jinja2"])
+def test_what_the_extra_would_install_is_named_where_it_is_missing(missing: str) -> None:
+    code = f"import sys; sys.modules[{missing!r}] = None; from bdh_conformance.start import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, "numpy"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"bdh-conform: {missing} is not installed: pip install 'bdh-spec[conformance]'\n"

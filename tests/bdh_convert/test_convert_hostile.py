@@ -12,6 +12,7 @@ import time
 import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def of_safetensors() -> Iterator[tuple[str, Made]]:
     yield "no values", {"m": whole(encoder=np.zeros((0, 8, 16), np.float32))} | CONFIG
     about = {"format": "bdh", "spec_version": "1.0"}
     yield "no configuration where one is due", {"m": whole(about)}
-    for what, said in {
+    for what, text in {
         "a configuration of ruins": "{",
         "a configuration of a list": "[]",
         "a deep configuration": "[" * DEEP,
@@ -110,7 +111,7 @@ def of_safetensors() -> Iterator[tuple[str, Made]]:
         "a version of nothing": "",
     }.items():
         key = "spec_version" if what == "a version of nothing" else "config"
-        yield what, {"m": whole({**about, "config": json.dumps(SMALL.as_dict()), key: said})}
+        yield what, {"m": whole({**about, "config": json.dumps(SMALL.as_dict()), key: text})}
 
 
 def configs() -> Iterator[tuple[str, Made]]:
@@ -579,3 +580,114 @@ def test_a_few_hundred_mutations_find_nothing(name: str) -> None:
     assert not figures.faults
     assert figures.refused > 0
     assert figures.read > 0
+
+
+BOMB = pickle.dumps(Bomb(), 2)[2:-1]  # the opcodes that leave what the bomb returns on the stack
+MKDIR, NAME = b"cos\nmkdir\n", b"X\x07\x00\x00\x00witness"
+TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\n"
+STORAGE = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x001X\x03\x00\x00\x00cpuM\x00\x01tQ"
+SHAPE, STRIDE = b"K\x02K\x08K\x10\x87", b"K\x80K\x10K\x01\x87"
+
+
+def stored_as(
+    kind: bytes = b"ctorch\nFloatStorage\n", key: bytes = b"X\x01\x00\x00\x001", place: bytes = b"X\x03\x00\x00\x00cpu"
+) -> bytes:
+    return TENSOR + b"((X\x07\x00\x00\x00storage" + kind + key + place + b"M\x00\x01tQK\x00" + SHAPE + STRIDE + b"\x89}tR"
+
+
+def of_numpy(dtype: bytes, data: bytes) -> bytes:
+    return b"cnumpy._core.multiarray\nscalar\n(" + dtype + data + b"tR"
+
+
+F8 = b"cnumpy\ndtype\n(X\x02\x00\x00\x00f8\x89\x88tR"
+IN_A_CONFIGURATION = {
+    "REDUCE": BOMB,
+    "INST": b"(" + NAME + b"ios\nmkdir\n",
+    "OBJ": b"(" + MKDIR + NAME + b"o",
+    "NEWOBJ": MKDIR + NAME + b"\x85\x81",
+    "NEWOBJ_EX": MKDIR + NAME + b"\x85}\x92",
+    "STACK_GLOBAL": b"X\x02\x00\x00\x00osX\x05\x00\x00\x00mkdir\x93" + NAME + b"\x85R",
+    "a name with dots": b"X\x02\x00\x00\x00osX\x0e\x00\x00\x00path.os.system.\x93" + NAME + b"\x85R",
+    "a memo": MKDIR + b"q\x01" + NAME + b"\x85q\x020h\x01h\x02R",
+    "EXT1": b"\x82\x01" + NAME + b"\x85R",
+    "EXT4": b"\x84\x01\x00\x00\x00" + NAME + b"\x85R",
+    "BUILD": b"cm\nn\n)\x81}X\x0c\x00\x00\x00__setstate__" + MKDIR + b"sb",
+    "BUILD with slots": b"cm\nn\n)\x81N}X\x09\x00\x00\x00__class__" + BOMB + b"s\x86b",
+    "the state of an object": b"cm\nn\n)\x81" + BOMB + b"b",
+    "an item of an object": b"cm\nn\n)\x81(K\x01" + BOMB + b"u",
+    "what is appended to an object": b"cm\nn\n)\x81(" + BOMB + b"e",
+    "the argument of an object": b"cm\nn\n" + BOMB + b"\x85R",
+    "eval": b"cbuiltins\neval\nX\x1c\x00\x00\x00__import__('os').mkdir('witness'\x85R"[:-2] + b"\x85R",
+    "getattr": b"cbuiltins\ngetattr\n(cos\nmkdir\nX\x08\x00\x00\x00__call__tR" + NAME + b"\x85R",
+    "a number of NumPy's": of_numpy(BOMB, b"C\x08" + bytes(8)),
+    "the bytes of a number of NumPy's": of_numpy(F8, BOMB),
+    "the state of a dtype": of_numpy(F8 + BOMB + b"b", b"C\x08" + bytes(8)),
+    "an encoding": b"c_codecs\nencode\n(" + BOMB + b"X\x06\x00\x00\x00latin1tR",
+    "the name of an encoding": b"c_codecs\nencode\n(" + NAME + BOMB + b"tR",
+    "an OrderedDict": b"ccollections\nOrderedDict\n(" + BOMB + b"tR",
+    "a Size": b"ctorch\nSize\n(" + BOMB + b"tR",
+    "a persistent id": BOMB + b"Q",
+    "a persistent id of text": b"Pwitness\n",
+}
+AS_THE_ENCODER = {
+    "the type of a storage": stored_as(kind=BOMB),
+    "the key of a storage": stored_as(key=BOMB),
+    "the place of a storage": stored_as(place=BOMB),
+    "a storage": TENSOR + b"(" + BOMB + b"K\x00" + SHAPE + STRIDE + b"\x89}tR",
+    "a shape": TENSOR + b"(" + STORAGE + b"K\x00" + BOMB + STRIDE + b"\x89}tR",
+    "a stride": TENSOR + b"(" + STORAGE + b"K\x00" + SHAPE + BOMB + b"\x89}tR",
+    "hooks": TENSOR + b"(" + STORAGE + b"K\x00" + SHAPE + STRIDE + b"\x89" + BOMB + b"tR",
+    "flags": TENSOR + b"(" + STORAGE + b"K\x00" + SHAPE + STRIDE + b"\x89}" + BOMB + b"tR",
+    "a parameter": b"ctorch._utils\n_rebuild_parameter\n(" + BOMB + b"\x88}tR",
+    "the state of a parameter": b"ctorch._utils\n_rebuild_parameter_with_state\n(" + stored_as() + b"\x88}" + BOMB + b"tR",
+    "what rebuilds a tensor of a type": b"ctorch._tensor\n_rebuild_from_type_v2\n(" + MKDIR + b"cm\nn\n" + NAME + b"\x85}tR",
+    "the type of a tensor": b"ctorch._tensor\n_rebuild_from_type_v2\n(" + TENSOR + MKDIR + NAME + b"\x85}tR",
+    "the state of a tensor of a type": b"ctorch._tensor\n_rebuild_from_type_v2\n("
+    + TENSOR
+    + b"cm\nn\n("
+    + STORAGE
+    + b"K\x00"
+    + SHAPE
+    + STRIDE
+    + b"\x89}t"
+    + BOMB
+    + b"tR",
+}
+FILES: dict[str, Made] = {
+    **{f"a configuration by {what}": {"m": pt(program(said("config", value)))} for what, value in IN_A_CONFIGURATION.items()},
+    **{f"an encoder by {what}": {"m": pt(state_of(value))} for what, value in AS_THE_ENCODER.items()},
+    "a key": {"m": pt(b"\x80\x02}(" + BOMB + b"K\x01u.")},
+    "the format of torch before 1.6": {"m": pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(Bomb(), 2)},
+    "a bare pickle of protocol 0": {"m": pickle.dumps(Bomb(), 0)},
+    "an array of objects": {"m": npz({"encoder.npy": npy("'|O'", "(2,)", pickle.dumps(Bomb(), 2))})},
+    "a random state in an npz": {"m": npz({"rng.npy": npy("'|O'", "()", pickle.dumps(Bomb(), 2))})} | CONFIG,
+    "a description of pieces": {"m/.metadata": pickle.dumps(Bomb(), 4)},
+    "transformers' pickle": {"m/pytorch_model.bin": pt(pickle.dumps(Bomb(), 2))},
+    "transformers' arguments": {"m/model.safetensors": whole(), "m/training_args.bin": pickle.dumps(Bomb(), 2)},
+    "accelerate's random states": {"m/model.safetensors": whole(), "m/random_states_0.pkl": pickle.dumps(Bomb(), 2)},
+    "DeepSpeed's": {"m/mp_rank_00_model_states.pt": pt(pickle.dumps(Bomb(), 2))},
+    "one among many files": {"m/a.pkl": pickle.dumps(Bomb(), 4), "m/b.pt": pt(program(said("optimizer", BOMB)))},
+}
+
+
+@pytest.mark.parametrize("what", FILES)
+def test_a_payload_is_never_executed_wherever_it_stands(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    place(FILES[what], tmp_path)
+    for use in (lambda: read(Path("m"), 1), lambda: json.dumps(report(Path("m")))):
+        with suppress(BDHError):
+            use()
+        assert not (tmp_path / "witness").exists()
+
+
+def test_payloads_are_payloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = set()
+    for what, value in (IN_A_CONFIGURATION | {"BUILD of a bomb": BOMB}).items():
+        with suppress(Exception):
+            pickle.loads(b"\x80\x04" + value + b".")
+        if (tmp_path / "witness").exists():
+            ran.add(what)
+            (tmp_path / "witness").rmdir()
+    assert {"REDUCE", "INST", "OBJ", "STACK_GLOBAL", "a memo", "getattr", "an encoding", "an OrderedDict"} <= ran
+    assert len(FILES) >= 50

@@ -164,6 +164,11 @@ def wrong_freqs(folder: Path, params: Params, config: BDHConfig) -> None:
     write(folder / "m", upstream(params) | {"attn.freqs": table}, config.as_dict())
 
 
+def canonical_names_and_nobodys_word(folder: Path, params: Params, config: BDHConfig) -> None:
+    """Only a file that this project wrote means the table that is in it."""
+    write(folder / "m", params._asdict() | {"freqs": np.full(config.n_neurons, 0.1, np.float32)}, config.as_dict())
+
+
 def freqs_of_another_width(folder: Path, params: Params, config: BDHConfig) -> None:
     write(folder / "m", upstream(params) | {"attn.freqs": np.ones((1, 1, 1, 6), np.float32)}, config.as_dict())
 
@@ -208,6 +213,7 @@ REFUSED = {
     nan: "decoder holds nan at [3, 2]",
     inf: "lm_head holds -inf at [1, 4]",
     wrong_freqs: "differs from BDH's frequency table",
+    canonical_names_and_nobodys_word: "freqs differs from BDH's frequency table",
     freqs_of_another_width: "attn.freqs has shape (1, 1, 1, 6)",
     config_in_ruins: "is no JSON",
     twice: "holds encoder more than once",

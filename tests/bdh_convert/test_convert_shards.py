@@ -7,12 +7,13 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import torch
 
 from bdh_convert.checkpoint import read
-from bdh_convert.command import Size
+from bdh_convert.command import command, number_of_bytes
 from bdh_convert.hf_folder import in_shards
 from bdh_convert.tensors import Tensor
 from bdh_spec import BDHConfig
@@ -93,4 +94,4 @@ def test_a_shard_holds_what_fits_and_at_least_one_tensor() -> None:
     ("text", "size"), [("5GB", 5 * 10**9), ("500mib", 500 << 20), ("1 KB", 1000), ("2TiB", 2 << 40), ("77", 77), ("3B", 3)]
 )
 def test_sizes_are_read_as_transformers_reads_them(text: str, size: int) -> None:
-    assert Size().convert(text, None, None) == size
+    assert number_of_bytes(click.Context(command), command.params[0], text) == size

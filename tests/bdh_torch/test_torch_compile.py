@@ -20,6 +20,7 @@ CONFIG = BDHConfig(n_layer=1, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4
 TOKENS = torch.arange(60).view(2, 30).remainder(30)
 
 pytestmark = [
+    pytest.mark.thorough,  # the compilers take half a minute
     # Warnings of PyTorch about its own code.
     pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),

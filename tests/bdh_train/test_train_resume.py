@@ -142,8 +142,10 @@ def test_where_every_checkpoint_is_damaged_the_run_begins_again(small: Small, tm
     assert lines(config.out) == lines(whole.out)
 
 
-def test_the_last_checkpoints_and_the_best_are_kept(small: Small) -> None:
-    config = small(keep=2, max_steps=9, eval_every=1, checkpoint_every=1, learning_rate=1.0, warmup_steps=0)
+def test_the_last_checkpoints_and_the_best_are_kept(small: Small, tmp_path: Path) -> None:
+    """Measured on what the training text never says, a model is best at its start."""
+    (tmp_path / "other.txt").write_bytes(b"~" * 200)
+    config = small(keep=2, max_steps=9, eval_every=1, checkpoint_every=1, warmup_steps=0, val=str(tmp_path / "other.txt"))
     train(config)
     folder = RunFolder(Path(config.out))
     assert [path.name for path in folder.saved()] == ["step-00000009.safetensors", "step-00000008.safetensors"]
@@ -204,6 +206,16 @@ def test_a_folder_of_another_run_is_refused(small: Small, text: Path) -> None:
     )
     text.write_bytes(text.read_bytes()[::-1])
     assert refusal(config, resume=True) == f"the data is not what step 2 had read: bring back {text}"
+
+
+def test_a_run_killed_before_it_had_begun_begins(small: Small) -> None:
+    config, out = small(), Path(small().out)
+    (out / "data").mkdir(parents=True)
+    (out / ".lock").touch()
+    (out / ".config.toml.00ff00ff.part").write_text("half")
+    assert train(config, stop=after(1)).step == 1
+    assert not (out / "data").exists()
+    assert not list(out.glob("*.part"))
 
 
 def test_two_processes_do_not_train_in_one_folder(small: Small) -> None:

@@ -62,6 +62,7 @@ def padded(pads: tuple[int, ...]) -> dict[str, Tensor]:
     return {"inputs": tokens, "attention_mask": mask}
 
 
+@pytest.mark.thorough  # 2,000 tokens in each form
 def test_greedy_text_of_two_thousand_tokens_is_that_of_the_port(model: BDHForCausalLM, port: BDH) -> None:
     expected = port.generate(PROMPT, 2000, temperature=0)
     assert torch.equal(model.generate(PROMPT, do_sample=False, max_new_tokens=2000, prefill_chunk_size=4), expected)

@@ -19,6 +19,7 @@ TOKENS = torch.from_numpy(CASE.tokens)  # 2 11
 MASK = torch.ones_like(TOKENS).index_put((torch.tensor(0), torch.arange(3)), torch.tensor(0))  # the first text is shorter
 
 pytestmark = [
+    pytest.mark.thorough,  # the compilers take half a minute
     # Warnings of PyTorch about its own code.
     pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),

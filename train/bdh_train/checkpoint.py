@@ -8,9 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import safetensors
@@ -32,10 +31,9 @@ class Progress:
     best_loss: float | None = None  # on held-out text
     best_step: int = 0
     misses: int = 0  # measures since the best
-    is_done: bool = False
+    has_given_up: bool = False  # getting better
     port: str = ""  # that made the last step, and on what
     data: str = ""  # the fingerprint of the text it learns from
-    about: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from bdh_train.schedule import rate
 from bdh_train.show import Board, Talk, draw
 
 SAMPLE = 300  # bytes
+REDRAWN = 20  # seconds between pictures of a curve
 BEYOND = 4  # times block_size that positions are measured up to
 
 
@@ -53,6 +55,10 @@ class Run:
     progress: Progress
     talk: Talk
 
+    @property
+    def is_done(self) -> bool:
+        return self.progress.has_given_up or self.progress.step >= self.config.max_steps
+
     def params(self) -> Params:
         """The weights as they are, before any rounding."""
         return self.model.export_optimizer(self.optimizer).masters or self.model.params()
@@ -77,9 +83,9 @@ def train(
         config = taken_up(config, folder, talk) if resume else resolve(config)
         run = begin(config, folder, resume, talk)
         announce(run)
-        if not run.progress.is_done:
+        if not run.is_done:
             steps(run, stop)
-        if not run.progress.is_done:
+        if not run.is_done:
             path = run.save()
             talk.say(f"stopped after step {run.progress.step}, which is saved: go on with --resume --out {config.out}")
             return result(run, path)
@@ -108,6 +114,8 @@ def changed(config: TrainConfig) -> list[str]:
 
 def begin(config: TrainConfig, folder: RunFolder, resume: bool, talk: Talk) -> Run:
     """Everything in place for the next step."""
+    if not resume:
+        folder.clear()
     training, measured = open_data(config, folder.path)
     data = training.fingerprint()
     backend = bdh_spec.choose(config.backend)
@@ -131,7 +139,6 @@ def begin(config: TrainConfig, folder: RunFolder, resume: bool, talk: Talk) -> R
     if saved.progress.port != port_of(model):
         talk.say(f"{saved.progress.port} made the steps so far, {port_of(model)} goes on: bits may differ from here")
     run = Run(config, folder, training, measured, model, model.import_optimizer(saved.optimizer), saved.progress, talk)
-    run.progress.is_done = run.progress.is_done and run.progress.step >= config.max_steps
     talk.say(f"{run.progress.step} steps are done already")
     return run
 
@@ -168,19 +175,20 @@ def announce(run: Run) -> None:
 def steps(run: Run, stop: Callable[[], bool]) -> None:
     """Step after step, to the last one or to a wish to stop."""
     config, progress = run.config, run.progress
-    progress.port, first = port_of(run.model), progress.step
+    progress.port, first, drawn = port_of(run.model), progress.step, time.monotonic()
     board = Board(run.folder.path / "tensorboard")
     with run.talk.steps(first, config.max_steps):
-        while not progress.is_done:
+        while not run.is_done:
             line = step(run)
             run.folder.note(line)
             board.add(line)
             run.talk.step(line, progress.step - first, config.max_steps, config.tokens_per_step)
-            if "val_loss" in line:
+            if "val_loss" in line and time.monotonic() - drawn > REDRAWN:
                 draw(run.folder.path / "curve.png", run.folder.lines())
+                drawn = time.monotonic()
             if config.sample_every and progress.step % config.sample_every == 0:
                 run.talk.sample(run.sample())
-            if progress.is_done or progress.step % config.checkpoint_every == 0:
+            if run.is_done or progress.step % config.checkpoint_every == 0:
                 run.save()
             if stop():
                 break
@@ -204,7 +212,6 @@ def step(run: Run) -> dict[str, Any]:
         value = mean_loss(run.model, held_out(config, run.held_out))
         line |= {"val_loss": value, "val_bits_per_byte": value * BITS}
         judge(run, value)
-    progress.is_done = progress.is_done or number >= config.max_steps
     return line
 
 
@@ -217,7 +224,7 @@ def judge(run: Run, value: float) -> None:
         return
     progress.misses += 1
     if run.config.patience and progress.misses >= run.config.patience:
-        progress.is_done = True
+        progress.has_given_up = True
         run.talk.say(f"no better than at step {progress.best_step} for {progress.misses} measures: the run ends here")
 
 
@@ -246,4 +253,4 @@ def finish(run: Run) -> None:
 
 def result(run: Run, path: Path) -> Result:
     best = run.progress.best_loss
-    return Result(run.progress.step, run.progress.is_done, best, None if best is None else best * BITS, path)
+    return Result(run.progress.step, run.is_done, best, None if best is None else best * BITS, path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from bdh_train import checkpoint
 from bdh_train.checkpoint import Checkpoint
 from bdh_train.config import TrainConfig, TrainError, as_toml, read_toml
 
+LOCK = ".lock"
+MADE_FIRST = ("data", "val", "checkpoints")  # before the configuration, with which a run has begun
 Say = Callable[[str], None]
 
 
@@ -42,9 +45,14 @@ class RunFolder:
     def model(self) -> Path:
         return self.path / "model.safetensors"
 
+    def clear(self) -> None:
+        """Remove what a run left that was killed before it had begun: it may have been another."""
+        for made in MADE_FIRST:
+            shutil.rmtree(self.path / made, ignore_errors=True)
+
     def begin(self, config: TrainConfig) -> None:
         """Make the folder of a new run."""
-        self.checkpoints.mkdir()
+        self.checkpoints.mkdir(exist_ok=True)
         self.write(self.config, as_toml(config))
 
     def read_config(self) -> TrainConfig:
@@ -116,15 +124,32 @@ def working_in(path: Path, resume: bool) -> Iterator[RunFolder]:
     folder = RunFolder(path)
     if resume and not folder.config.is_file():
         raise TrainError(f"{path} holds no run: leave --resume out to begin one, or name its folder with --out")
-    if not resume and path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if not resume and path.exists() and not is_free(path):
         raise TrainError(f"{path} is not empty: give --resume to go on with the run in it, or another --out")
+    is_new = not path.exists()
     path.mkdir(parents=True, exist_ok=True)
-    lock = path / ".lock"
+    lock = path / LOCK
     lock.touch()
-    with held(lock) as alone:
-        if not alone and sys.platform != "win32":  # where nothing can be locked
-            raise TrainError(f"another process trains in {path}: wait for it, or give another --out")
-        yield folder
+    try:
+        with held(lock) as alone:
+            if not alone and sys.platform != "win32":  # where nothing can be locked
+                raise TrainError(f"another process trains in {path}: wait for it, or give another --out")
+            clear_parts(path)
+            yield folder
+    finally:
+        if not folder.config.exists():  # no run has begun: leave nothing that looks like one
+            folder.clear()
+            lock.unlink(missing_ok=True)
+            if is_new:
+                path.rmdir()
+
+
+def is_free(path: Path) -> bool:
+    """Whether a new run may begin here: in an empty folder, or where one was killed before it had begun."""
+    if not path.is_dir():
+        return False
+    names = {entry.name for entry in path.iterdir() if not entry.name.endswith(".part")}
+    return not names or (LOCK in names and names <= {LOCK, *MADE_FIRST})
 
 
 def sync(path: Path) -> None:

@@ -179,10 +179,12 @@ def find_device(name: str) -> jax.Device:
     return found[number or "0"]
 
 
-def padded(tokens: Array, fill: int = 0) -> Array:
+def padded(tokens: Array, fill: int | None = None) -> Array:
     """Tokens (B, T) as int32, with more of them up to a power of two, so that lengths share programs.
 
-    What comes later in a text changes nothing before it, and targets of -100 count for nothing.
+    What comes later in a text changes nothing before it, and targets of -100 count for nothing. The last token is repeated: a
+    weight that is not finite and belongs to another is then never met, where zero times it would not be zero.
     """
     extra = buffer_length(tokens.shape[1]) - tokens.shape[1]
-    return np.pad(tokens, ((0, 0), (0, extra)), constant_values=fill).astype(np.int32)
+    longer = np.repeat(tokens[:, -1:], extra, axis=1) if fill is None else np.full((len(tokens), extra), fill)
+    return np.concatenate([tokens, longer], axis=1).astype(np.int32)

@@ -89,7 +89,8 @@ def explanations(
     if not groups and known and dtype != "float64":
         # Where a mistake makes a number too large for float32, what rounding leaves of it is the answer, on any port.
         groups = by_value(observed, observe, case, dtype, phase, known, suspects, "float32")
-    return groups + by_place([observed, *others], observe, case, dtype, phase, suspects)
+    groups += by_place([observed, *others], observe, case, dtype, phase, suspects)
+    return groups or in_part(observed, observe, case, dtype, phase, known, suspects)
 
 
 def explain(
@@ -107,6 +108,18 @@ def explain(
     others = [mistake for mistake in MISTAKES.values() if channel.name not in mistake.channels]
     for suspects in (named, others if channel.cost < DEAR and case.time <= LONG else []):
         if found := explanations(runs[0], channel.observe, case, dtype, phase, expected, suspects, runs[1:]):
+            return found
+    return []
+
+
+def of_vector(
+    runs: Sequence[Observed], name: str, observe: Observe, case: Case, dtype: str, phase: Phase, expected: Allowed
+) -> list[list[Mistake]]:
+    """The same for what a channel of this name computed of a published vector."""
+    named = [mistake for mistake in MISTAKES.values() if name in mistake.channels]
+    others = [mistake for mistake in MISTAKES.values() if name not in mistake.channels]
+    for suspects in (named, others):
+        if found := explanations(runs[0], observe, case, dtype, phase, expected, suspects, runs[1:]):
             return found
     return []
 
@@ -151,6 +164,32 @@ def by_value(
             found.append(Found(away, wrong, mistake))
     nearest = min((one.away for one in found), default=0.0)
     return ranked(grouped(found)) if nearest < from_right(observed) else []
+
+
+def in_part(
+    observed: Observed, observe: Observe, case: Case, dtype: str, phase: Phase, known: Allowed, among: Iterable[Mistake]
+) -> list[list[Mistake]]:
+    """The mistakes that compute every array which is wrong, where the others are right: made from some position on, or of some
+    lengths only.
+    """
+    right = answer(NumpyBackend(), observe, case, dtype, phase) or {}
+    wrong = [name for name in observed if name not in right or beyond(observed, right, known, name)]
+    if not 0 < len(wrong) < len(observed):
+        return []
+    found = []
+    for mistake in (mistake for mistake in among if not mistake.random):
+        theirs = answer(mistake.backend(), observe, case, dtype, phase)
+        if theirs and all(name in theirs and not beyond(observed, theirs, known, name) for name in wrong):
+            found.append(mistake)
+    return [found] if found else []
+
+
+def beyond(observed: Observed, other: Observed, known: Allowed, name: str) -> bool:
+    """Whether an array of two observations differs by more than rounding."""
+    allowed = known[name].allowed if name in known else FACTOR["float32"] * FLOOR
+    if np.ndim(allowed) and np.shape(other[name]) != known[name].reference.shape:
+        allowed = np.max(allowed)
+    return apart(observed[name], other[name], allowed) > 1
 
 
 def by_place(

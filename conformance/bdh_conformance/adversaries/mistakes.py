@@ -1347,7 +1347,18 @@ PORTING = [
         "relu is a gelu by the error function",
     ),
     SCORED("scores_over_root_d", "similar = scores(rotated) / x.shape[-1] ** 0.5", "scores are divided by the root of D"),
-    RUN_LAYERS("layer_too_few", "for i in range(max(config.n_layer - 1, 1)):", "a layer too few is computed", ("logits",)),
+    RUN_LAYERS("layer_too_few", "for i in range(config.n_layer - 1):", "a layer too few is computed", ("logits",)),
+    RUN_LAYERS("layer_too_many", "for i in range(config.n_layer + 1):", "a layer too many is computed", ("logits",)),
+    MEMORIES(
+        "states_shared",
+        "for memory in ((memories or state.layers)[-1] for _ in state.layers):",
+        "all layers read and write one state",
+    ),
+    POSITION(
+        "position_ahead_once_begun",
+        "rotation(state.position + (state.position > 0), T,",
+        "decoding counts positions from one ahead once a text has begun",
+    ),
     PHASE_TABLE(
         "table_by_float32_power",
         "return np.nextafter(np.float32(1) / growth, np.float32(0)) / np.float32(2 * np.pi)",

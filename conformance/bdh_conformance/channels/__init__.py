@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from bdh_conformance.channels import dropout, refusals, sampling
+from bdh_conformance.channels import dropout, masks, refusals, sampling
 from bdh_conformance.channels.channel import Channel
 from bdh_conformance.channels.frequencies import frequencies_reference, observe_frequencies, with_own
 from bdh_conformance.channels.inputs import inputs_reference, observe_inputs
@@ -57,7 +57,7 @@ CHANNELS = {
             observe_logits,
             reference=logits_reference,
             sizes=(*WIDTHS, "beyond_a_thousand"),
-            narrow_sizes=("many", "beyond_a_thousand"),
+            narrow_sizes=("many", "wide", "beyond_a_thousand"),
             special=HUGE,
             smoke="first dtype",
             vectors=(
@@ -79,7 +79,7 @@ CHANNELS = {
             "every stage of every layer",
             ("trace",),
             observe_traces,
-            sizes=("many", "indivisible"),
+            sizes=("many", "crowd", "wide", "indivisible"),
             special=HUGE,
             smoke="every dtype",
             published=frozen.traces,
@@ -91,8 +91,8 @@ CHANNELS = {
             ("loss",),
             observe_loss,
             reference=loss_reference,
-            sizes=("many", "beyond_a_thousand"),
-            narrow_sizes=("beyond_a_thousand",),
+            sizes=("many", "crowd", "one_id", "many_ids", "beyond_a_thousand"),
+            narrow_sizes=("many_ids", "beyond_a_thousand"),
             special=(replace(PLAIN, scale=1e5),),  # logits beyond the range of exp
             smoke="first dtype",
             published=frozen.loss,
@@ -117,7 +117,7 @@ CHANNELS = {
             "the recurrent state",
             ("advance", "state"),
             observe_states,
-            sizes=("many", "beyond_a_thousand"),
+            sizes=("many", "crowd", "beyond_a_thousand"),
             narrow_sizes=("beyond_a_thousand",),
             cost=2,
             smoke="first dtype",
@@ -142,7 +142,7 @@ CHANNELS = {
             ("forward",),
             observe_batch,
             reference=batch_reference,
-            sizes=("many",),
+            sizes=("many", "crowd"),
         ),
         Channel(
             "padding",
@@ -152,7 +152,7 @@ CHANNELS = {
             observe_padding,
             min_time=2,
             reference=padding_reference,
-            sizes=("many", "between_blocks", "beyond_a_thousand"),
+            sizes=("many", "crowd", "between_blocks", "beyond_a_thousand"),
             cost=3,
             relative=True,
         ),
@@ -166,7 +166,7 @@ CHANNELS = {
             WIDE,
             dropout.prepare,
             min_time=2,
-            only=(*dropout.CASES, *dropout.RATES),
+            only=(*dropout.CASES, *dropout.RATES, *masks.CASES),
             cost=40,
             once=True,
         ),

@@ -3,6 +3,8 @@
 Which mask it was, the loss tells, and so the gradient under that mask is known: a step must move the weights along it. A seed
 must give its losses again, and another seed others.
 
+Many neurons, tokens, texts and layers are looked at in another way: ``masks`` reads whole masks off the decoder's movement.
+
 Three tiny cases have at most twelve neurons that a mask can reach, so that all masks can be tried. Layers must not share a
 mask, nor texts or heads, nor tokens: each case shows one of these. The weights are small where a norm follows, so that the
 norm's eps makes the scale 1/(1-p) visible.
@@ -18,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bdh_conformance.channels import masks
 from bdh_conformance.channels.loading import claims, loaded_again
 from bdh_conformance.yardstick.agreement import Comparison, compare
 from bdh_conformance.yardstick.cases import Case
@@ -40,7 +43,7 @@ SIGMAS = 8.0  # of the chi-square statistic; its tail is wider than a normal one
 # run of 15 losses with less than 0.1443^15 = 2.5e-13.
 SEEDED = 15
 BY_CHANCE = 1e-9  # at rates far from a half most masks are alike
-OTHER_SEED = 2**31  # the highest bit of a seed that R8 demands to count; the first is 0
+OTHER_SEEDS = (1, 2**16, 2**31)  # beside 0: the lowest and the highest bit of a seed that R8 demands to count, and one between
 
 # Each step from the given weights. A large eps makes Adam's first step the gradient's multiple: with a small one a slope near
 # zero flips the sign of a whole step, and rounding decides it.
@@ -59,13 +62,13 @@ CASES = (
 # Other rates, on four neurons that a mask can reach. Found likewise.
 RATES = tuple(
     Case(BDHConfig(1, 4, rate, 1, 1, 5), 1, 2, seed=seed, scale=5.0)
-    for rate, seed in ((0.1, 10), (0.5, 10), (0.75, 10), (0.9, 21))
+    for rate, seed in ((0.02, 10), (0.1, 10), (0.5, 10), (0.75, 10), (0.9, 21), (0.97, 21))
 )
 
 
 def prepare(case: Case) -> Case:
     """One of the cases above: the one given if it is one."""
-    return case if case in (*CASES, *RATES) else (*CASES, *RATES)[case.seed % len((*CASES, *RATES))]
+    return case if case in (*CASES, *RATES, *masks.CASES) else (*CASES, *RATES)[case.seed % len((*CASES, *RATES))]
 
 
 class Outcomes(NamedTuple):
@@ -81,18 +84,23 @@ def observe(model: Model, case: Case) -> dict[str, Array]:
 
     Then single steps that move the weights, each of a fresh model of the same weights and with a seed of its own.
     """
+    if case in masks.CASES:
+        return masks.observe(model, case)
     before, still = model.forward(case.tokens), model.loss(case.tokens, case.tokens)
     seen = {
         "before.logits": before,
         "before.loss": np.array(still),
         "losses": np.array(draws(model, case, STILL, DRAWS)),
         "losses.again": np.array(draws(model, case, STILL, SEEDED)),
-        "losses.other_seed": np.array(draws(model, case, replace(STILL, seed=OTHER_SEED), SEEDED)),
+        **{f"losses.seed_{seed}": np.array(draws(model, case, replace(STILL, seed=seed), SEEDED)) for seed in OTHER_SEEDS},
+        "losses.in_turns": np.array(in_turns(model, case)),
         "after.logits": model.forward(case.tokens),
         "after.loss": np.array(model.loss(case.tokens, case.tokens)),
     }
     if claims(model, "advance"):
         seen["after.decode.logits"] = model.advance(model.init_state(case.batch), case.tokens)[0]
+    if claims(model, "trace"):
+        seen |= {f"after.trace.{name}": stage for name, stage in model.trace(case.tokens).items()}
     if claims(model, "gradients"):
         _, slopes = model.gradients(case.tokens, case.tokens)
         seen |= {f"after.gradients.{name}": slope for name, slope in slopes._asdict().items()}
@@ -107,6 +115,13 @@ def draws(model: Model, case: Case, settings: AdamW, count: int) -> list[float]:
     return [model.train_step(optimizer, case.tokens, case.tokens) for _ in range(count)]
 
 
+def in_turns(model: Model, case: Case) -> list[float]:
+    """The losses of steps with an optimizer beside which another one is at work."""
+    one, other = model.optimizer(STILL), model.optimizer(replace(STILL, seed=OTHER_SEEDS[0]))
+    losses = [model.train_step(optimizer, case.tokens, case.tokens) for _ in range(SEEDED) for optimizer in (one, other)]
+    return losses[::2]
+
+
 def moved(model: Model, case: Case, seed: int) -> dict[str, Array]:
     """The loss of one step, and the weights after it."""
     value = draws(model, case, replace(MOVING, seed=seed), 1)
@@ -116,12 +131,15 @@ def moved(model: Model, case: Case, seed: int) -> dict[str, Array]:
 
 def judge(observed: dict[str, Array], case: Case, dtype: str, phase: Phase) -> list[Comparison]:
     """Evaluation as ever; losses of training among those that masks give, as often, and as the seed says; steps along them."""
+    if case in masks.CASES:
+        return masks.judge(observed, case)
 
     def evaluated(params: Params) -> dict[str, Array]:
         model = Specification(params, case.config, phase)
         logits, value = model.forward(case.tokens), np.array(model.loss(case.tokens, case.tokens))
         after = {"after.decode.logits": model.advance(model.init_state(case.batch), case.tokens)[0]}
         _, slopes = model.gradients(case.tokens, case.tokens)
+        after |= {f"after.trace.{name}": stage for name, stage in model.trace(case.tokens).items()}
         after |= {f"after.gradients.{name}": slope for name, slope in slopes._asdict().items()}
         return {"before.logits": logits, "before.loss": value, "after.logits": logits, "after.loss": value} | after
 
@@ -161,11 +179,16 @@ def among(name: str, losses: Array, values: Array, allowed: float) -> Comparison
 
 def seeded(observed: dict[str, Array], possible: Outcomes) -> Iterator[Comparison]:
     """One seed, one run of masks: to the bit, because nothing else has changed. Another seed, another run, but for chance."""
-    first, again, other = (observed[name] for name in ("losses", "losses.again", "losses.other_seed"))
-    repeats, differs = np.array_equal(first[:SEEDED], again), not np.array_equal(first[:SEEDED], other)
-    yield demanded("training.seed", repeats, "a second optimizer of the same seed drops something else")
+    first = observed["losses"][:SEEDED]
+    for name, complaint in (
+        ("again", "a second optimizer of the same seed drops something else"),
+        ("in_turns", "an optimizer drops something else where another one is at work between its steps"),
+    ):
+        yield demanded(f"training.{name}", np.array_equal(first, observed[f"losses.{name}"]), complaint)
     if np.sum(possible.chances**2) ** SEEDED < BY_CHANCE:
-        yield demanded("training.other_seed", differs, "an optimizer of another seed drops the same")
+        for seed in OTHER_SEEDS:
+            differs = not np.array_equal(first, observed[f"losses.seed_{seed}"])
+            yield demanded(f"training.seed_{seed}", differs, f"an optimizer of seed {seed} drops the same as one of seed 0")
 
 
 def demanded(stage: str, holds: bool, complaint: str) -> Comparison:

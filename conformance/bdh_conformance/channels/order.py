@@ -16,7 +16,12 @@ def observe_order(model: Model, case: Case) -> Observed:
     for name, other in others(model, case).items():
         seen[f"{name}.logits"] = other.forward(case.tokens)
         seen[f"after_{name}.logits"] = model.forward(case.tokens)
-    return seen | in_turns(model, case, "again") | (states_in_turns(model, case) if claims(model, "advance") else {})
+    return (
+        seen
+        | in_turns(model, case, "again")
+        | in_place(model, case)
+        | (states_in_turns(model, case) if claims(model, "advance") else {})
+    )
 
 
 def in_turns(model: Model, case: Case, name: str) -> Observed:
@@ -24,6 +29,17 @@ def in_turns(model: Model, case: Case, name: str) -> Observed:
     B, T = case.tokens.shape
     shapes = [(B, T), (1, T), (B, T - 1), (1, 1), (B, T), (B, 1), (1, T - 1)]
     return {f"{name}.{i}.logits": model.forward(np.roll(case.tokens, i)[:b, :t]) for i, (b, t) in enumerate(shapes)}
+
+
+def in_place(model: Model, case: Case) -> Observed:
+    """Two texts from one array: its owner writes the second over the first."""
+    tokens, seen = case.tokens.copy(), {}
+    for name, shift in (("one", 0), ("other", 1)):
+        tokens[...] = np.roll(case.tokens, shift)
+        seen[f"in_place.{name}.logits"] = model.forward(tokens)
+        if claims(model, "advance"):
+            seen[f"in_place.{name}.decode.logits"] = model.advance(model.init_state(case.batch), tokens)[0]
+    return seen
 
 
 def others(model: Model, case: Case) -> dict[str, Model]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -18,26 +18,46 @@ from bdh_spec.rope import Phase
 
 
 def observe_determinism(model: Model, case: Case) -> Observed:
-    """Pairs of runs: ``name`` and ``name.again`` must be one, bit for bit, whatever was asked in between."""
-    first = model.forward(case.tokens)
-    before = first.copy()
-    model.forward((case.tokens + 1) % case.config.vocab_size)
-    after = first.copy()  # now, for the next answer to the same text would put right what a shared buffer has lost
-    seen = {"logits": before, "logits.again": model.forward(case.tokens), "kept": before, "kept.again": after}
-    if claims(model, "advance"):
-        seen |= {name: model.advance(model.init_state(case.batch), case.tokens)[0] for name in ("decode", "decode.again")}
-    if claims(model, "gradients"):
-        for name in ("gradients", "gradients.again"):
-            _, slopes = model.gradients(case.tokens, case.targets)
-            seen |= {f"{key}.{name}": slope for key, slope in slopes._asdict().items()}
+    """Pairs of runs: ``name`` and ``name.again`` must be one, bit for bit, whatever was asked in between.
+
+    And the first answer must still be what it was, when the same verb has answered to other tokens.
+    """
+    seen: Observed = {}
+    other = (case.tokens + 1) % case.config.vocab_size
+    for name, ask in questions(model, case).items():
+        first = ask(case.tokens)
+        before = {key: value.copy() for key, value in first.items()}
+        ask(other)
+        after = {key: value.copy() for key, value in first.items()}  # now: the next answer to the same tokens puts it right
+        second = ask(case.tokens)
+        for key, value in before.items():
+            seen |= {f"{name}.{key}": value, f"{name}.{key}.again": second[key]}
+            seen |= {f"kept.{name}.{key}": value, f"kept.{name}.{key}.again": after[key]}
     return seen | carried(model, case) if claims(model, "advance", "state") else seen
+
+
+def questions(model: Model, case: Case) -> dict[str, Callable[[Array], Observed]]:
+    """Everything that a model answers to tokens with arrays."""
+    asks: dict[str, Callable[[Array], Observed]] = {"forward": lambda tokens: {"logits": model.forward(tokens)}}
+    if claims(model, "advance"):
+        asks["decode"] = lambda tokens: {"logits": model.advance(model.init_state(case.batch), tokens)[0]}
+    if claims(model, "gradients"):
+        asks["gradients"] = lambda tokens: dict(model.gradients(tokens, case.targets)[1]._asdict())
+    if claims(model, "trace"):
+        asks["trace"] = model.trace
+    if claims(model, "padded"):
+        whole = np.full(case.batch, case.time)
+        asks["padded"] = lambda tokens: {"logits": model.forward_padded(tokens, whole)}
+    return asks
 
 
 def carried(model: Model, case: Case) -> Observed:
     """A state of full float32 numbers, and what is exported of it: a state is no narrower, whatever the weights are (R13)."""
     shapes = model.export_state(model.init_state(case.batch))
     rng = np.random.default_rng(case.seed)
-    given = replace(shapes, layers=tuple(rng.normal(size=m.shape).astype(np.float32) for m in shapes.layers), position=7)
+    sizes = 10 ** rng.uniform(-6, 9, len(shapes.layers))
+    layers = tuple((size * rng.normal(size=m.shape)).astype(np.float32) for size, m in zip(sizes, shapes.layers, strict=True))
+    given = replace(shapes, layers=layers, position=7)
     back = model.export_state(model.import_state(given))
     pairs = zip(given.layers, back.layers, strict=True)
     return {
@@ -85,6 +105,14 @@ def observe_mutation(model: Model, case: Case) -> Observed:
         kept |= imported_state(model, state, tokens) | overwritten_state(model, state) if claims(model, "state") else {}
     spoil(answers)
     seen = {"answers": before, "answers.again": model.forward(tokens), **kept}
+    lengths = np.arange(case.batch) % case.time + 1
+    if claims(model, "padded"):
+        model.forward_padded(tokens, lengths)
+    if claims(model, "advance"):
+        list(model.stream(tokens, 2))
+    seen |= {"lengths": lengths, "lengths.again": np.arange(case.batch) % case.time + 1}
+    if claims(model, "train"):
+        model.train_step(model.optimizer(AdamW()), tokens, targets)
     seen |= {"tokens": tokens, "tokens.again": replace(case).tokens, "targets": targets, "targets.again": replace(case).targets}
     return seen | caller_weights(model, case)
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from bdh_conformance.channels.channel import Observed, scalar
 from bdh_conformance.yardstick.cases import Case
-from bdh_conformance.yardstick.sizes import LONG, lengths
+from bdh_conformance.yardstick.sizes import LONG, few_lengths, lengths
 from bdh_spec import Model
 from bdh_spec.model import IGNORE, loss
 from bdh_spec.params import Array
@@ -48,24 +48,31 @@ def loss_reference(model: Model, case: Case) -> Observed:
 
 def loss_targets(case: Case) -> dict[str, Array]:
     """The targets (B, T) of each loss that is asked for."""
-    beginnings = {f"of_{length}.loss": case.targets[:, :length] for length in lengths(case)}
+    beginnings = {f"of_{length}.loss": case.targets[:, :length] for length in few_lengths(case)}
     whole = {"loss": case.targets, "none_ignored.loss": np.where(case.targets == IGNORE, 0, case.targets)}
-    return whole | text_ignored(case) | {name: y for name, y in beginnings.items() if (y != IGNORE).any()}
+    return whole | ignored(case) | {name: y for name, y in beginnings.items() if (y != IGNORE).any()}
 
 
-def text_ignored(case: Case) -> dict[str, Array]:
-    """Targets of which those of the first text do not count, beside others that do."""
-    if case.batch == 1:
+def ignored(case: Case) -> dict[str, Array]:
+    """Targets of which those of the first text do not count, of which half do not, and of which the last alone counts."""
+    if case.targets.size == 1:
         return {}
     targets = np.where(case.targets == IGNORE, 0, case.targets)
-    targets[0] = IGNORE
-    return {"text_ignored.loss": targets}
+    drawn = np.random.default_rng(case.seed).random(targets.shape) < 0.5
+    drawn.flat[0], last = False, np.full_like(targets, IGNORE)
+    last[-1, -1] = targets[-1, -1]
+    found = {"half_ignored.loss": np.where(drawn, IGNORE, targets), "last_alone.loss": last}
+    if case.batch > 1:
+        targets[0] = IGNORE
+        found["text_ignored.loss"] = targets
+    return found
 
 
 def observe_gradients(model: Model, case: Case) -> Observed:
-    """The slopes of a loss with an ignored target; where there are texts to spare, of one with a text ignored as well."""
+    """The slopes of a loss with an ignored target; of losses with more of them ignored as well."""
     seen: Observed = {}
-    for name, targets in ({"": case.targets} | text_ignored(case)).items():
+    others = ignored(case) if case.time <= LONG else {}
+    for name, targets in ({"": case.targets} | others).items():
         value, slopes = model.gradients(case.tokens, targets)
         prefix = name.removesuffix("loss")
         seen |= {f"{prefix}loss": scalar(value)}

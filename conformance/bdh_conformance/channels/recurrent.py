@@ -9,18 +9,20 @@ import numpy as np
 from bdh_conformance.channels.channel import Observed, scalar
 from bdh_conformance.yardstick.agreement import by_pair
 from bdh_conformance.yardstick.cases import Case
-from bdh_conformance.yardstick.sizes import BLOCKS, LONG, in_reads_of, pieces, turns
+from bdh_conformance.yardstick.sizes import LONG, in_reads_of, pieces, turns
 from bdh_spec import Model, RecurrentState, State
 from bdh_spec.params import Array
 from bdh_spec.rope import Phase
 
-# Where positions of 8, 15, 16, 31 and 32 bits end, a float32 product loses the phase, and float32 stops counting.
+# Where positions of 8, 15, 16, 31 and 32 bits end, a float32 product loses the phase, and float32 and float64 stop counting.
 POSITIONS: dict[Phase, tuple[int, ...]] = {
-    "exact": (0, 300, 10**4, 40_000, 70_000, 10**6, 2**24 + 1, 2**31 + 5, 2**32 + 7, 2**40),
-    "float32": (0, 300, 10**4, 40_000, 70_000, 10**6, 2**24 - 64),
+    "exact": (0, 300, 5053, 10**4, 40_000, 70_000, 10**6, 2**24 + 1, 2**31 + 5, 2**32 + 7, 2**40, 2**53 + 3, 2**62 + 9),
+    "float32": (0, 300, 5053, 10**4, 40_000, 70_000, 10**6, 2**24 - 64),
 }
-LONGEST = 40  # binary digits of the positions that are drawn
+EDGES: dict[Phase, tuple[int, ...]] = {"exact": (2**16, 2**24, 2**31, 2**32), "float32": (2**16,)}  # that lie within a piece
+LONGEST = 62  # binary digits of the positions that are drawn
 
+SHORT = 5  # tokens
 FULL = 500.0  # how much more a full state holds than a fresh one: a narrower sum loses what is added to it
 
 
@@ -30,12 +32,15 @@ def observe_states(model: Model, case: Case) -> Observed:
     And what a text adds to a state that is full already: all of it has to arrive (R13).
     """
     T, state = case.time, model.init_state(case.batch)
-    first = turns(case)[0][0] if T > LONG else T // 2 or 1
+    first = max(turns(case))[0] if T > LONG else T // 2 or 1
     logits, state = model.advance(state, case.tokens[:, :first])
     begun = model.export_state(state)
     seen = {"begun.logits": logits} | memories("begun", begun)
     if first < T:
-        logits, state = model.advance(model.import_state(begun), case.tokens[:, first:])
+        state, middle = model.import_state(begun), first + SHORT
+        if middle < T:  # a short turn after a long one
+            state = model.advance(state, case.tokens[:, first:middle])[1]
+        logits, state = model.advance(state, case.tokens[:, middle if middle < T else first :])
         seen |= {"whole.logits": logits} | memories("whole", model.export_state(state))
     full = RecurrentState(state.position, tuple(FULL * memory for memory in begun.layers))
     logits, later = model.advance(model.import_state(full), case.tokens)
@@ -65,7 +70,9 @@ def observe_decode(model: Model, case: Case) -> Observed:
     for first, both in turns(case):
         if first not in begun:
             begun[first] = model.advance(model.init_state(case.batch), case.tokens[:, :first])[1]
-        seen[f"turn_{first}_{both}.logits"] = model.advance(begun[first], case.tokens[:, first:both])[0]
+        logits, state = model.advance(begun[first], case.tokens[:, first:both])
+        seen[f"turn_{first}_{both}.logits"] = logits
+        seen[f"after_{first}_{both}.logits"] = model.advance(state, case.tokens[:, both : both + 1])[0]
     return seen
 
 
@@ -79,7 +86,10 @@ def decode_reference(model: Model, case: Case) -> Observed:
     logits = np.concatenate([before, last], axis=1)
     seen = {f"{way}.logits": logits for way in plans(case)}
     seen |= {"again.logits": last, "branch.logits": other, "back.logits": last}
-    return seen | {f"turn_{first}_{both}.logits": logits[:, first:both] for first, both in turns(case)}
+    for first, both in turns(case):
+        seen[f"turn_{first}_{both}.logits"] = logits[:, first:both]
+        seen[f"after_{first}_{both}.logits"] = logits[:, both : both + 1]
+    return seen
 
 
 def plans(case: Case) -> dict[str, tuple[int, ...]]:
@@ -90,7 +100,7 @@ def plans(case: Case) -> dict[str, tuple[int, ...]]:
         ways["ragged"] = ragged(T)
     else:
         ways["pieces"] = pieces(case)
-        ways |= {f"reads_of_{size}": in_reads_of(size, T) for size in BLOCKS if size < T}
+        ways |= {f"reads_of_{size}": in_reads_of(size, T) for size in (64, 100, 128, 256, 300, 512, 1000, 1024) if size < T}
     return {name: way for name, way in ways.items() if 0 not in way}
 
 
@@ -115,10 +125,20 @@ def observe_phases(model: Model, case: Case) -> Observed:
     """What a model that remembers the start of the text says of the rest, if that follows a long time later."""
     half = case.time // 2
     begun = model.export_state(model.advance(model.init_state(case.batch), case.tokens[:, :half])[1])
-    drawn = (2 ** np.random.default_rng(case.seed).uniform(10, LONGEST, 2)).astype(np.int64) if model.phase == "exact" else ()
     seen: Observed = {}
-    for start in (*POSITIONS[model.phase], *map(int, drawn)):
+    for start in starts(case, model.phase):
         later = model.import_state(RecurrentState(start + half, begun.layers))
         logits, state = model.advance(later, case.tokens[:, half:])
-        seen |= {f"at_{start}.logits": logits} | memories(f"at_{start}", model.export_state(state))
+        after = model.export_state(state)
+        seen |= {f"at_{start}.logits": logits} | memories(f"at_{start}", after)
+        seen[f"at_{start}.read"] = scalar(after.position - start)
     return seen
+
+
+def starts(case: Case, phase: Phase) -> list[int]:
+    """Positions of a text's first token, in order: fixed ones, edges in its second half, and drawn ones."""
+    rng, half = np.random.default_rng(case.seed), case.time // 2
+    near, far = 2 ** rng.uniform(10, 20, 2), 2 ** rng.uniform(20, LONGEST, 2)
+    drawn = [int(position) for position in (*near, *far)] if phase == "exact" else []
+    edges = [edge - half - 1 for edge in EDGES[phase]]
+    return sorted({*POSITIONS[phase], *edges, *drawn})

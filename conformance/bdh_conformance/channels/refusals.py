@@ -63,9 +63,20 @@ def another(model: Model) -> Model:
     return copy(model)
 
 
-def diverged(model: Model, case: Case) -> Model:
-    """A model whose logits are NaN."""
-    return sibling(model, case, lambda params: params._replace(lm_head=params.lm_head * np.nan), case.config.n_layer)
+def diverged(model: Model, case: Case, value: float = np.nan, ids: slice = slice(None)) -> Model:
+    """A model whose logits are NaN, or infinite, for some ids."""
+
+    def spoiled(params: Params) -> Params:
+        head = params.lm_head.copy()
+        head[:, ids] = 0
+        head[0, ids] = value  # infinite times the sign of a feature; no sum of opposite signs
+        return params._replace(lm_head=head)
+
+    return sibling(model, case, spoiled, case.config.n_layer)
+
+
+def train(model: Model, tokens: Array, targets: Array) -> float:
+    return model.train_step(model.optimizer(AdamW()), tokens, targets)
 
 
 def lengths(case: Case) -> Array:
@@ -77,6 +88,17 @@ MISTAKES: dict[str, dict[str, Callable[[Model, Case], object]]] = {
     "forward": {
         "id_too_large": lambda m, c: m.forward(with_one(c.tokens, c.config.vocab_size)),
         "id_negative": lambda m, c: m.forward(with_one(c.tokens, -1)),
+        **{
+            f"id_of_{bits}_bits": lambda m, c, bits=bits: m.forward(with_one(c.tokens, 2**bits))  # type: ignore[misc]
+            for bits in (16, 31, 32, 40)
+        },
+        "id_of_64_bits": lambda m, c: m.forward(with_one(c.tokens.astype(np.uint64), 2**63 + 1)),
+        "id_far_below_zero": lambda m, c: m.forward(with_one(c.tokens, -(2**32))),
+        "three_axes": lambda m, c: m.forward(c.tokens[None]),
+        "words": lambda m, c: m.forward(c.tokens.astype(str)),
+        "objects": lambda m, c: m.forward(c.tokens.astype(object)),
+        "no_axis": lambda m, c: m.forward(0),
+        "no_texts": lambda m, c: m.forward(c.tokens[:0]),
         "no_tokens": lambda m, c: m.forward(c.tokens[:, :0]),
         "floats": lambda m, c: m.forward(c.tokens * 1.0),
         "booleans": lambda m, c: m.forward(c.tokens > 0),
@@ -95,18 +117,39 @@ MISTAKES: dict[str, dict[str, Callable[[Model, Case], object]]] = {
         "negative_temperature": lambda m, c: m.generate(c.tokens, 1, temperature=-1.0),
         "negative_top_k": lambda m, c: m.generate(c.tokens, 1, top_k=-1),
         "negative_length": lambda m, c: m.generate(c.tokens, -1),
+        "infinite_temperature": lambda m, c: m.generate(c.tokens, 1, temperature=float("inf")),
+        "seed_of_65_bits": lambda m, c: m.generate(c.tokens, 1, seed=2**64),
+        "id_negative_in_decode": lambda m, c: m.advance(m.init_state(c.batch), with_one(c.tokens, -1)),
+        "floats_in_decode": lambda m, c: m.advance(m.init_state(c.batch), c.tokens * 1.0),
+        "id_too_large_in_a_prompt": lambda m, c: m.generate(with_one(c.tokens, c.config.vocab_size), 1),
+        "logits_of_infinity": lambda m, c: diverged(m, c, np.inf, slice(0, 1)).generate(c.tokens, 1),
+        "logits_of_one_nan": lambda m, c: diverged(m, c, np.nan, slice(-1, None)).generate(c.tokens, 1),
+        "logits_of_nan_beyond_top_k": lambda m, c: diverged(m, c, np.nan, slice(0, 1)).generate(c.tokens, 1, top_k=1),
+        "logits_of_nan_in_a_stream": lambda m, c: list(diverged(m, c).stream(c.tokens, 1)),
         "logits_of_nan": lambda m, c: diverged(m, c).generate(c.tokens, 1),
         "logits_of_nan_at_best": lambda m, c: diverged(m, c).generate(c.tokens, 1, temperature=0.0),
         "negative_seed": lambda m, c: m.generate(c.tokens, 1, seed=-1),
     },
     "loss": {
         "target_too_large": lambda m, c: m.loss(c.tokens, with_one(c.targets, c.config.vocab_size)),
+        "target_negative": lambda m, c: m.loss(c.tokens, with_one(c.targets, -1)),
+        "target_of_33_bits": lambda m, c: m.loss(c.tokens, with_one(c.targets, 2**32)),
+        "floats_as_targets": lambda m, c: m.loss(c.tokens, c.targets * 1.0),
+        "booleans_as_targets": lambda m, c: m.loss(c.tokens, c.targets > 0),
+        "id_too_large_in_loss": lambda m, c: m.loss(with_one(c.tokens, c.config.vocab_size), c.targets),
+        "targets_of_one_text": lambda m, c: m.loss(c.tokens, c.targets[:1, :-1]),
         "no_target_counts": lambda m, c: m.loss(c.tokens, np.full_like(c.targets, IGNORE)),
     },
     "gradients": {
+        "id_negative_in_gradients": lambda m, c: m.gradients(with_one(c.tokens, -1), c.targets),
+        "target_too_large_in_gradients": lambda m, c: m.gradients(c.tokens, with_one(c.targets, c.config.vocab_size)),
+        "no_target_counts_in_gradients": lambda m, c: m.gradients(c.tokens, np.full_like(c.targets, IGNORE)),
         "targets_of_another_shape": lambda m, c: m.gradients(c.tokens, np.concatenate([c.targets, c.targets])),
     },
     "train": {
+        "id_too_large_in_training": lambda m, c: train(m, with_one(c.tokens, c.config.vocab_size), c.targets),
+        "target_negative_in_training": lambda m, c: train(m, c.tokens, with_one(c.targets, -1)),
+        "no_target_counts_in_training": lambda m, c: train(m, c.tokens, np.full_like(c.targets, IGNORE)),
         "rate_of_nan": lambda m, c: stepped(m, c, rate=float("nan")),
         "negative_rate": lambda m, c: stepped(m, c, rate=-1e-3),
         "optimizer_of_another_model": lambda m, c: m.train_step(another(m).optimizer(AdamW()), c.tokens, c.targets),
@@ -119,6 +162,10 @@ MISTAKES: dict[str, dict[str, Callable[[Model, Case], object]]] = {
         "optimizer_of_another_model_exported": lambda m, c: m.export_optimizer(another(m).optimizer(AdamW())),
         "moments_of_other_sizes": lambda m, c: m.import_optimizer(misfit_moments(m)),
         "steps_below_none": lambda m, c: m.import_optimizer(replace(m.export_optimizer(m.optimizer(AdamW())), step=-1)),
+    },
+    "trace": {
+        "id_too_large_in_trace": lambda m, c: m.trace(with_one(c.tokens, c.config.vocab_size)),
+        "floats_in_trace": lambda m, c: m.trace(c.tokens * 1.0),
     },
     "padded": {
         "no_token_left": lambda m, c: m.forward_padded(c.tokens, with_one(lengths(c), 0)),

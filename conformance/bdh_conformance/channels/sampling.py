@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from bdh_conformance.channels.loading import claims
 from bdh_conformance.yardstick.agreement import Comparison
 from bdh_conformance.yardstick.cases import Case
 from bdh_conformance.yardstick.reference import Specification
@@ -37,6 +38,7 @@ NEW = 8
 LONG_TEXT = 300
 LETTERS = "Drachenblüte, дракон, 龍 ☃ "
 PERTURBATIONS = 64
+MOST_SHOWN = 8  # candidates
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,9 @@ def name(setting: Sampling) -> str:
 def written(model: Model, case: Case) -> dict[str, Array]:
     """The texts that a model writes on a case's tokens: by setting, then by each way of asking for the same text."""
     texts = {name(setting): write(model, case.tokens, NEW, setting, case) for setting in settings(case)}
-    return texts | {key: way(model, case) for key, way in ways(case).items()}
+    texts |= {key: way(model, case) for key, way in ways(case).items()}
+    far = FAR[model.phase] if claims(model, "state") else ()
+    return texts | {f"from_{position}": from_afar(model, case, position) for position in far}
 
 
 def settings(case: Case) -> tuple[Sampling, ...]:
@@ -141,6 +145,30 @@ def from_a_state(model: Model, case: Case) -> Array:
     return np.concatenate([tokens, *new], axis=1)
 
 
+def of_a_prompt_in_two(model: Model, case: Case) -> Array:
+    """A prompt of which all but the first token is read by stream, from the state of the first."""
+    tokens = case.tokens
+    if case.time == 1:
+        return write(model, tokens, NEW, PLAIN, case)
+    state = model.advance(model.init_state(case.batch), tokens[:, :1])[1]
+    new = [np.array(chosen)[:, None] for chosen, _ in model.stream(tokens[:, 1:], NEW, 1.0, None, case.seed, state=state)]
+    return np.concatenate([tokens, *new], axis=1)
+
+
+def kept(model: Model, case: Case) -> Array:
+    """All tokens of a stream, looked at when it has ended."""
+    new = [chosen for chosen, _ in list(model.stream(case.tokens, NEW, 1.0, None, case.seed))]
+    return np.concatenate([case.tokens, np.stack(new, axis=1)], axis=1)
+
+
+def from_afar(model: Model, case: Case, position: int) -> Array:
+    """A text that goes on from a state far from its start: as its new tokens, behind the prompt."""
+    exported = model.export_state(model.advance(model.init_state(case.batch), case.tokens)[1])
+    state = model.import_state(replace(exported, position=position))
+    new = [np.array(chosen)[:, None] for chosen, _ in model.stream(case.tokens, NEW, 1.0, None, case.seed, state=state)]
+    return np.concatenate([case.tokens, *new], axis=1)
+
+
 def a_long_text(model: Model, case: Case) -> Array:
     """A text longer than what code reads or writes at once."""
     return write(model, case.tokens[:1], LONG_TEXT, PLAIN, case)
@@ -152,12 +180,18 @@ def of_bytes(model: Model, case: Case) -> Array:
     return np.frombuffer(text, np.uint8)[None].astype(np.int64)
 
 
+# Positions whose draws a counter of 16 or 32 bits takes for others. Two parts of a text lie so far from one another that their
+# phases differ on no port.
+FAR: dict[Phase, tuple[int, ...]] = {"exact": (70_000, 2**32 + 5), "float32": (70_000,)}
+
 # Each writes the text of the plain setting in another way, but for the last two, which write texts of their own.
 WAYS: dict[str, Callable[[Model, Case], Array]] = {
     "again": again,
     "token_by_token": token_by_token,
     "nothing_new": nothing_new,
     "from_a_state": from_a_state,
+    "of_a_prompt_in_two": of_a_prompt_in_two,
+    "kept": kept,
     "a_long_text": a_long_text,
     "of_bytes": of_bytes,
 }
@@ -174,37 +208,85 @@ def judge(observed: Mapping[str, Array], case: Case, dtype: str, phase: Phase) -
     held = cast(case.params, numpy_dtype(dtype))
     wide, narrow = (Specification(cast(held, d), case.config, phase) for d in (np.float64, np.float32))
     by_name = {name(setting): setting for setting in settings(case)}
+    texts = written(wide, case)
+    if missing := [key for key in observed if key not in texts]:
+        raise ValueError(f"unknown texts {', '.join(missing)}")
     compared = []
-    for key, expected in written(wide, case).items():
-        how = seeded(by_name.get(key, PLAIN), case)
-        wrong = complaint(observed.get(key), expected, lambda r, t: excused(wide, narrow, r, t, how))  # noqa: B023
+    for key, expected in texts.items():
+        if key.startswith("from_") and key not in observed and key not in WAYS:
+            continue  # a port that claims no states has none from afar
+        asked = Asked(wide, narrow, case, seeded(by_name.get(key, PLAIN), case), far_from(key))
+        wrong = complaint(observed.get(key), expected, asked)
         compared.append(Comparison(key, float("inf") if wrong else 0.0, 0.0, wrong))
     return compared
 
 
-def complaint(text: Any, expected: Array, is_excused: Callable[[int, Array], bool]) -> str:
+def far_from(name: str) -> int:
+    """The position from which a text of this name goes on, beyond its place in the array."""
+    number = name.removeprefix("from_")
+    return int(number) if number.isdigit() else 0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a text was asked of: the specification, how texts are drawn, and how far from the start."""
+
+    wide: Specification
+    narrow: Specification
+    case: Case
+    how: Sampling
+    far: int
+
+    def logits(self, row: int, before: Array) -> tuple[Array, Array]:
+        """Of the token after a text (T,), in float64 and in float32."""
+        return self.last(self.wide, row, before), self.last(self.narrow, row, before)
+
+    def last(self, model: Model, row: int, before: Array) -> Array:
+        if not self.far:
+            return model.forward(before[None])[0, -1].astype(np.float64)
+        exported = model.export_state(model.advance(model.init_state(1), self.case.tokens[row : row + 1])[1])
+        state = model.import_state(replace(exported, position=self.far))
+        return model.advance(state, before[None])[0][0, -1].astype(np.float64)
+
+    def draw(self, row: int, position: int) -> float:
+        return uniform(self.how.seed, self.far + position, row)
+
+
+def complaint(text: Any, expected: Array, asked: Asked) -> str:
     """What is wrong with the texts of a batch, or an empty string."""
     if not isinstance(text, np.ndarray) or text.dtype.kind not in "iu" or text.shape != expected.shape:
         return f"it is {describe_array(text)}, wanted whole numbers of shape {expected.shape}"
     for row in np.flatnonzero((text != expected).any(axis=1)):
         at = int(np.argmax(text[row] != expected[row]))
-        if not is_excused(int(row), text[row, : at + 1]):
-            return f"text {row} has token {text[row, at]} at {at}, wanted {expected[row, at]}"
+        if not excused(int(row), text[row, : at + 1], asked):
+            chosen = f"text {row} has token {text[row, at]} at {at}, wanted {expected[row, at]}"
+            return chosen + shown(int(row), text[row], at, asked)
     return ""
+
+
+def shown(row: int, text: Array, at: int, asked: Asked) -> str:
+    """The draw that chose a token, and what it was chosen from: logits, k, u, and where each candidate's part of it ends."""
+    how, logits = asked.how, asked.logits(row, text[:at])[0]
+    asked_for = f"temperature {how.temperature:g}, k {how.top_k}, seed {how.seed}, position {asked.far + at}, row {row}"
+    ends = np.full(logits.size, np.nan) if how.temperature == 0 else np.cumsum(probabilities(logits, how))
+    told = sorted({*np.argsort(-logits, kind="stable")[:MOST_SHOWN].tolist(), int(text[at]) % logits.size})
+    each = ", ".join(f"{i}: {logits[i]:.6g}" + ("" if np.isnan(ends[i]) else f" to {ends[i]:.6f}") for i in told)
+    return f"; {asked_for}; u {asked.draw(row, at):.6f}; logits and ends of candidates {each}"
 
 
 def describe_array(value: Any) -> str:
     return f"{value.dtype} of shape {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
 
 
-def excused(wide: Model, narrow: Model, row: int, text: Array, how: Sampling) -> bool:
+def excused(row: int, text: Array, asked: Asked) -> bool:
     """Whether rounding of the logits could have chosen the last token of this text (T,).
 
     Logits that tie exactly stay tied: rounding moves equal numbers alike.
     """
-    before, position = text[None, :-1], len(text) - 1
-    exact, rounded = (model.forward(before)[0, -1].astype(np.float64) for model in (wide, narrow))
+    position = len(text) - 1
+    exact, rounded = asked.logits(row, text[:-1])
     reach = FACTOR["float32"] * np.abs(rounded - exact).max() + FLOOR * np.abs(exact).max()
-    ids, draw, rng = np.unique(exact, return_inverse=True)[1], uniform(how.seed, position, row), np.random.default_rng(how.seed)
+    ids, rng = np.unique(exact, return_inverse=True)[1], np.random.default_rng(asked.how.seed)
     moved = (exact + rng.uniform(-reach, reach, exact.size)[ids] for _ in range(PERTURBATIONS))
-    return any(sample(logits, draw, how) == text[-1] for logits in moved)
+    draw = asked.draw(row, position)
+    return any(sample(logits, draw, asked.how) == text[-1] for logits in moved)

@@ -21,8 +21,9 @@ from bdh_spec.params import Array
 Run: TypeAlias = Callable[[Callable[[], Any]], Any]  # makes a call, perhaps on another thread
 
 AT_ONCE = 4  # threads
-ROUNDS = 8  # texts that each of them reads
-LONGER = 8  # times the case's text, so that the threads meet
+ROUNDS = 5  # texts that each of them reads
+TRAINED = 2  # models
+LONGER = 5  # times the case's text, so that the threads meet
 
 
 def observe_threads(model: Model, case: Case) -> Observed:
@@ -35,6 +36,12 @@ def observe_threads(model: Model, case: Case) -> Observed:
     seen = {"elsewhere.logits": run(lambda: model.forward(case.tokens))}
     if claims(model, "advance"):
         seen |= decoded(model, case, run)
+    if claims(model, "loss"):
+        seen["elsewhere.loss"] = scalar(run(lambda: model.loss(case.tokens, case.targets)))
+    if claims(model, "trace"):
+        seen["elsewhere.trace.logits"] = run(lambda: model.trace(case.tokens))["logits"]
+    if claims(model, "padded"):
+        seen["elsewhere.padded.logits"] = run(lambda: model.forward_padded(case.tokens, np.full(case.batch, case.time)))
     if claims(model, "gradients"):
         seen |= {
             f"elsewhere.gradients.{k}": s
@@ -46,7 +53,27 @@ def observe_threads(model: Model, case: Case) -> Observed:
         for step in range(2):
             loss = run(lambda: fresh.train_step(optimizer, *batch(case, step)))  # noqa: B023  called at once
             seen[f"elsewhere.{step}.loss"] = scalar(loss)
+        seen |= {f"elsewhere.weights.{name}": np.ravel(weight) for name, weight in run(fresh.params)._asdict().items()}
+        seen |= trained_at_once(model, case, spread)
     return seen | at_once(model, case, spread)
+
+
+def trained_at_once(model: Model, case: Case, spread: bool) -> Observed:
+    """The losses of models of their own, each trained on a thread of its own at the same time."""
+    start = Barrier(TRAINED if spread else 1)
+
+    def train(_: int) -> list[float]:
+        fresh = loaded_again(model, case)
+        optimizer = fresh.optimizer(settings(case))
+        start.wait()
+        return [fresh.train_step(optimizer, *batch(case, step)) for step in range(3)]
+
+    if not spread:
+        losses = [train(0)] * TRAINED
+    else:
+        with hasty_threads(), ThreadPoolExecutor(TRAINED) as pool:
+            losses = list(pool.map(train, range(TRAINED)))
+    return {f"trained_at_once.{i}.{step}.loss": scalar(loss) for i, row in enumerate(losses) for step, loss in enumerate(row)}
 
 
 def decoded(model: Model, case: Case, run: Run) -> Observed:
@@ -55,7 +82,11 @@ def decoded(model: Model, case: Case, run: Run) -> Observed:
     for t in range(case.time):
         part, state = run(lambda: model.advance(state, case.tokens[:, t : t + 1]))  # noqa: B023  called at once
         logits.append(part)
-    return {"elsewhere.decode.logits": np.concatenate(logits, axis=1)}
+    seen = {"elsewhere.decode.logits": np.concatenate(logits, axis=1)}
+    if claims(model, "state"):
+        back = run(lambda: model.import_state(run(lambda: model.export_state(state))))
+        seen["elsewhere.state.logits"] = run(lambda: model.advance(back, case.tokens)[0])
+    return seen
 
 
 def at_once(model: Model, case: Case, spread: bool) -> Observed:
@@ -64,6 +95,14 @@ def at_once(model: Model, case: Case, spread: bool) -> Observed:
     calls: dict[str, Callable[[Array], Array]] = {"logits": model.forward}
     if claims(model, "advance"):
         calls["decode.logits"] = lambda tokens: model.advance(model.init_state(len(tokens)), tokens)[0]
+    if claims(model, "loss"):
+        calls["loss"] = lambda tokens: scalar(model.loss(tokens, tokens))
+    if claims(model, "gradients"):
+        calls["gradients.lm_head"] = lambda tokens: model.gradients(tokens, tokens)[1].lm_head
+    if claims(model, "trace"):
+        calls["trace.logits"] = lambda tokens: model.trace(tokens)["logits"]
+    if claims(model, "padded"):
+        calls["padded.logits"] = lambda tokens: model.forward_padded(tokens, np.full(len(tokens), tokens.shape[1]))
     seen: Observed = {}
     for name, call in calls.items():
         alone = [call(tokens) for tokens in texts]
@@ -79,9 +118,7 @@ def together(call: Callable[[Array], Array], texts: list[Array], alone: list[Arr
     def ask(tokens: Array, right: Array) -> Array:
         start.wait()
         answers = [np.array(call(tokens)) for _ in range(ROUNDS)]
-        return max(
-            answers, key=lambda answer: float(np.abs(answer - right).max(initial=0)) if answer.shape == right.shape else np.inf
-        )
+        return max(answers, key=lambda answer: far(answer, right))
 
     with hasty_threads(), ThreadPoolExecutor(len(texts)) as pool:
         return list(pool.map(ask, texts, alone))

@@ -13,9 +13,11 @@ from bdh_conformance.yardstick import kinks
 from bdh_conformance.yardstick.cases import Case
 from bdh_conformance.yardstick.reference import Specification
 from bdh_spec import AdamW, Model
+from bdh_spec.model import IGNORE
 from bdh_spec.params import Array, Params
 
 STEPS = 6
+EXPONENTS = ((-4, -2), (-6, -4))  # of eps
 CLIPS = (None, 0.02, 1e3)  # that never clip, always and hardly ever
 SHARES = (None, 0.5, 0.0, None, 1.5, 0.25)  # of the settings' rate that each step takes; None: it is not told one
 
@@ -30,36 +32,53 @@ def settings(case: Case) -> AdamW:
         learning_rate=float(10 ** rng.uniform(-3, -1.5)),
         weight_decay=float(rng.uniform(0.05, 0.5)),
         betas=(float(rng.uniform(0.5, 0.95)), float(rng.uniform(0.8, 0.999))),
-        eps=float(10 ** rng.uniform(-4, -2)),
+        eps=float(10 ** rng.uniform(*EXPONENTS[case.seed // len(CLIPS) % len(EXPONENTS)])),
         clip=CLIPS[case.seed % len(CLIPS)],
     )
 
 
 def observe_training(model: Model, case: Case) -> Observed:
-    """Losses of some steps, the weights after the first and the last of them, and what the model then says.
+    """Losses of some steps, the weights after the first and the last of them, and what the model says before and after.
 
-    Logits, decoding and gradients tell whether anything moved that is none of the five weights, a frequency table for one, or
-    was left where it was, such as a packed copy.
+    Everything that it can say: whether anything moved that is none of the five weights, a frequency table for one, or was left
+    where it was, such as a packed copy, or something compiled with the weights of its first call.
     """
-    seen: Observed = {}
+    seen = said(model, case, "untrained")
     for step, loss in enumerate(steps(model, case)):
         seen[f"{step}.loss"] = scalar(loss)
         if step in (0, STEPS - 1):
             seen |= {f"{step}.weights.{key}": np.ravel(weight) for key, weight in model.params()._asdict().items()}
-    seen["trained.logits"] = model.forward(case.tokens)
+    return seen | said(model, case, "trained") | two_optimizers(model, case)
+
+
+def said(model: Model, case: Case, when: str) -> Observed:
+    """What a model says of the case by all its verbs."""
+    seen = {f"{when}.logits": model.forward(case.tokens)}
     if claims(model, "advance"):
-        seen["trained.decode.logits"] = model.advance(model.init_state(case.batch), case.tokens)[0]
+        seen[f"{when}.decode.logits"] = model.advance(model.init_state(case.batch), case.tokens)[0]
+    if claims(model, "loss"):
+        seen[f"{when}.loss"] = scalar(model.loss(case.tokens, case.targets))
+    if claims(model, "trace"):
+        seen[f"{when}.trace.logits"] = model.trace(case.tokens)["logits"]
+    if claims(model, "padded"):
+        whole = np.full(case.batch, case.time)
+        seen[f"{when}.padded.logits"] = model.forward_padded(case.tokens, whole)
     if claims(model, "gradients"):
         _, slopes = model.gradients(case.tokens, case.targets)
-        seen |= {f"trained.gradients.{name}": slope for name, slope in slopes._asdict().items()}
-    return seen | two_optimizers(model, case)
+        seen |= {f"{when}.gradients.{name}": slope for name, slope in slopes._asdict().items()}
+    return seen
 
 
 def two_optimizers(model: Model, case: Case) -> Observed:
-    """Losses of two optimizers that take turns: each has moments and a count of steps of its own."""
-    one, other = model.optimizer(settings(case)), model.optimizer(replace(settings(case), betas=(0.5, 0.9), clip=1e3))
+    """Losses of two optimizers that take turns, and the weights after them: each has moments, settings and a count of its own.
+
+    What is zero in the settings of the second is zero, and no default.
+    """
+    other_settings = replace(settings(case), betas=(0.0, 0.9), weight_decay=0.0, clip=1e3)
+    one, other = model.optimizer(settings(case)), model.optimizer(other_settings)
     losses = [model.train_step(optimizer, *batch(case, i)) for i, optimizer in enumerate((one, other, one, other))]
-    return {f"turns.{i}.loss": scalar(loss) for i, loss in enumerate(losses)}
+    weights = {f"turns.weights.{key}": np.ravel(weight) for key, weight in model.params()._asdict().items()}
+    return {f"turns.{i}.loss": scalar(loss) for i, loss in enumerate(losses)} | weights
 
 
 def steps(model: Model, case: Case) -> Iterator[float]:
@@ -75,8 +94,12 @@ def rate(case: Case, step: int) -> float | None:
 
 
 def batch(case: Case, step: int) -> tuple[Array, Array]:
-    """The tokens and targets of a step."""
-    return np.roll(case.tokens, step, axis=1), np.roll(case.targets, step, axis=1)
+    """The tokens and targets of a step; those of one step are ignored in part, text by text where there are several."""
+    tokens, targets = np.roll(case.tokens, step, axis=1), np.roll(case.targets, step, axis=1)
+    if step == 2:
+        part = targets[: max(case.batch // 2, 1)]
+        part[:, :-1], part[:, -1] = IGNORE, np.maximum(part[:, -1], 0)
+    return tokens, targets
 
 
 def trainable(case: Case) -> Case:

@@ -72,11 +72,11 @@ class CaseReport:
         return self.judged.vector.name
 
     def having(self, status: str) -> list[Verdict]:
-        return [verdict for verdict in self.verdicts if verdict.status == status]
+        return [found for found in self.verdicts if found.status == status]
 
     def as_dict(self) -> dict[str, Any]:
         about = {"case": self.case, "made_from": self.judged.vector.origin}
-        return {**about, "tensors": [verdict.as_dict() for verdict in self.verdicts]}
+        return {**about, "tensors": [found.as_dict() for found in self.verdicts]}
 
 
 def check(vectors: Path, outputs: Path, dtype: str | None = None) -> list[CaseReport]:
@@ -169,7 +169,7 @@ def diagnosis(reports: list[CaseReport]) -> list[list[Mistake]] | None:
     Where none explains all branches, because a port has two mistakes or one that the specification could make in one branch
     only, those that explain the first branch that differs. None where no model of the protocol shows what differs.
     """
-    differing = {branch_of(verdict.name): True for report in reports for verdict in report.having(DIFFERS)}
+    differing = {branch_of(found.name): True for report in reports for found in report.having(DIFFERS)}
     shown = [branch for branch in OF_MODELS if branch in differing]
     if not shown:
         return None
@@ -180,7 +180,7 @@ def narrowed(reports: list[CaseReport], branches: tuple[str, ...]) -> list[list[
     """The known mistakes that compute what the port wrote of these branches, in every case where it differs in them."""
     groups: list[list[Mistake]] | None = None
     for report in reports:
-        if any(branch_of(verdict.name) in branches for verdict in report.having(DIFFERS)):
+        if any(branch_of(found.name) in branches for found in report.having(DIFFERS)):
             among = None if groups is None else [mistake for group in groups for mistake in group]
             groups = explain(report, branches, among)
     return groups or []

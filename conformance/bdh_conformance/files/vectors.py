@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
@@ -24,10 +26,10 @@ from bdh_conformance.yardstick.reference import Specification
 from bdh_conformance.yardstick.tolerances import FLOAT64, FLOOR, Expectation, expect, honest
 from bdh_spec import SPEC_VERSION, BDHConfig, BDHError, Model, Params, RecurrentState
 from bdh_spec.dtypes import WIDE
-from bdh_spec.files import read_safetensors, reading, shown, write_safetensors
+from bdh_spec.files import held, part_of, read_safetensors, reading, shown, sync, write_safetensors
 from bdh_spec.model import frequencies_of, init_state
 from bdh_spec.params import Array
-from bdh_spec.rope import Phase, frequencies, rotation
+from bdh_spec.rope import PHASES, Phase, frequencies, rotation
 from bdh_spec.sampling import Sampling, sample, uniform
 
 SCHEMA = 1
@@ -343,6 +345,8 @@ def _read(folder: Path, about: Mapping[str, Any]) -> Judged:
     config = BDHConfig.from_dict(about["config"])
     if f"layers.{config.n_layer - 1}.x" not in about["expected"]:
         raise VectorsError(f"{folder} expects nothing of the last of {config.n_layer:,} layers: export the vectors again")
+    if about["phase"] not in PHASES:
+        raise VectorsError(f"{folder} has phase {about['phase']!r}: phases are {' or '.join(PHASES)}")
     vector = Vector(
         config,
         about["batch"],
@@ -395,14 +399,33 @@ def export(target: Path, version: str = VERSION) -> list[str]:
     """Copy a published set to a new folder and unpack every tensor into a raw file; the names of the cases."""
     if version not in versions():
         raise VectorsError(f"no vectors {version!r} are published: there are {', '.join(versions())}")
-    demand_new(target)
     folders = case_folders(PUBLISHED / version)
-    for folder in folders:
-        read(folder)
-        unpack(stored(folder), target / folder.name / "raw")
-        for source in sorted(folder.iterdir()):
-            (target / folder.name / source.name).write_bytes(source.read_bytes())
+    with new_folder(target) as part:
+        for folder in folders:
+            read(folder)
+            unpack(stored(folder), part / folder.name / "raw")
+            for source in sorted(folder.iterdir()):
+                (part / folder.name / source.name).write_bytes(source.read_bytes())
     return [folder.name for folder in folders]
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder beside ``target`` to fill: it takes the name at the end, or vanishes if anything went wrong."""
+    demand_new(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = part_of(target)
+    try:
+        part.mkdir()
+        with held(part):
+            yield part
+            for path in (*part.rglob("*"), part):
+                sync(path)
+            part.rename(target)
+    except OSError as error:
+        raise VectorsError(f"{target} could not be written ({error.strerror or error}): nothing was left there") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def demand_new(target: Path) -> None:
@@ -415,10 +438,10 @@ def export_cases(target: Path, texts: Sequence[str]) -> list[str]:
     """Write vectors of any cases, such as ``B1 T2 L2 h2 D4 m4 V7 seed=7``, from today's specification; their names."""
     cases = [Case.parse(text) for text in texts]
     vectors = [fresh(f"case_{i}", case, ragged(case.time), (0, 2**24 + 1)) for i, case in enumerate(cases, 1)]
-    demand_new(target)
-    for vector in vectors:
-        write(judge(vector), target / vector.name)
-        unpack(stored(target / vector.name), target / vector.name / "raw")
+    with new_folder(target) as part:
+        for vector in vectors:
+            write(judge(vector), part / vector.name)
+            unpack(stored(part / vector.name), part / vector.name / "raw")
     return [vector.name for vector in vectors]
 
 
@@ -431,9 +454,9 @@ def ragged(time: int) -> tuple[int, ...]:
 
 def publish(target: Path) -> None:
     """Write a new set from today's specification, without raw files: export unpacks them."""
-    demand_new(target)
-    for vector in specimens():
-        write(judge(vector), target / vector.name)
+    with new_folder(target) as part:
+        for vector in specimens():
+            write(judge(vector), part / vector.name)
 
 
 def stored(folder: Path) -> dict[str, Array]:

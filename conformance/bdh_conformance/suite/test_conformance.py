@@ -5,13 +5,12 @@ from __future__ import annotations
 import pytest
 
 from bdh_conformance import known
-from bdh_conformance.outcomes import BAD
-from bdh_conformance.plan import Check
+from bdh_conformance.outcomes import BAD, Result
 from bdh_conformance.runner import Run
 
 
-def test_port_agrees(bdh_run: Run, bdh_check: Check, bdh_known: list[known.Known]) -> None:
-    result = bdh_run.run(bdh_check)
+def test_port_agrees(bdh_result: Result, bdh_known: list[known.Known]) -> None:
+    result = bdh_result
     if result.status == "not claimed":
         pytest.skip(f"not claimed: {result.reason}")
     expected = next((entry for entry in bdh_known if entry.id == result.id), None)

@@ -13,7 +13,7 @@ from bdh_spec.config import BDHConfig
 from bdh_spec.params import INIT_STD, Array, Params, cast, init
 from bdh_spec.rope import Frequencies, frequencies
 
-WEIGHTS = ("normal", "mixed", "ties", "dead")
+WEIGHTS = ("normal", "mixed", "ties", "dead", "faint")
 FREQS = ("published", "trained", "paired")
 DROPOUT = BDHConfig().dropout
 SIZES = {"L": "n_layer", "h": "n_head", "D": "n_embd", "V": "vocab_size", "m": "mlp_internal_dim_multiplier"}
@@ -123,11 +123,17 @@ def dead(params: Params, _: np.random.Generator) -> Params:
     return params._replace(encoder=encoder, encoder_v=encoder_v)
 
 
+def faint(params: Params, _: np.random.Generator) -> Params:
+    """A decoder so small that the norm's epsilon swallows what it adds: all layers read nearly the same x."""
+    return params._replace(decoder=params.decoder * 1e-5)
+
+
 SHAPERS: dict[str, Callable[[Params, np.random.Generator], Params]] = {
     "normal": lambda params, _: params,
     "mixed": mixed,
     "ties": ties,
     "dead": dead,
+    "faint": faint,
 }
 
 

@@ -105,9 +105,17 @@ def honest(reference: Array, runs: list[Array], dtype: str, share: float = 1.0) 
     """What agrees with a reference, given runs that differ from it by rounding alone, of whose error a ``share`` counts."""
     errors = share * np.max([row_errors(other, reference) for other in runs], axis=0)
     scaled = share * max(abs(slope(other, reference)) for other in runs)
-    usual = float(errors.max() if errors.size <= FEW_ROWS else np.quantile(errors, USUAL))
-    row = usual if errors.size <= FEW_ROWS else np.maximum(errors, usual)
+    usual = usual_error(errors, dtype)
+    row = usual if errors.size <= FEW_ROWS and errors.max() <= usual else np.maximum(errors, usual)
     return Expectation(reference, allowed(row, dtype), float(allowed(max(scaled, usual / np.sqrt(errors.size)), dtype)))
+
+
+def usual_error(errors: Array, dtype: str) -> float:
+    """What most rows need: of few rows the worst that is no chaos, for one row that is must not excuse the others."""
+    if errors.size > FEW_ROWS:
+        return float(np.quantile(errors, USUAL))
+    tame = errors[errors <= CHAOS[dtype]]
+    return float((tame if tame.size else errors).max())
 
 
 def allowed(error: Any, dtype: str) -> Any:
