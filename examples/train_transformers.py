@@ -22,8 +22,8 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from bdh_transformers import BDHConfig, BDHForCausalLM, BDHTokenizer
 
-PROMPT, SEED, BATCH = "The ", 7, 16
-HOW = {"learning_rate": 4e-3, "lr_scheduler_type": "cosine", "warmup_steps": 0.1, "weight_decay": 0.1, "adam_beta2": 0.95}
+PROMPT, SEED = "The ", 7
+HOW = {"lr_scheduler_type": "cosine", "warmup_steps": 0.1, "adam_beta2": 0.95}
 
 
 @click.command()
@@ -36,17 +36,37 @@ HOW = {"learning_rate": 4e-3, "lr_scheduler_type": "cosine", "warmup_steps": 0.1
 @click.option("--width", default=64, show_default=True)
 @click.option("--heads", default=4, show_default=True)
 @click.option("--multiplier", default=16, show_default=True, help="Neurons of all heads, in widths.")
+@click.option("--batch-size", "--batch_size", default=16, show_default=True, help="Windows of a step.")
+@click.option("--learning-rate", "--learning_rate", default=4e-3, show_default=True)
+@click.option("--weight-decay", "--weight_decay", default=0.1, show_default=True)
+@click.option("--validation", default=0.1, show_default=True, help="Share of the text that is held out.")
+@click.option("--best-model", "--best_model", is_flag=True, help="Keep the weights that were best on held-out text.")
 @click.option("--attn", default="bdh_recurrent", show_default=True, type=click.Choice(["bdh_recurrent", "bdh_parallel"]))
-def command(file: Path | None, out: Path, resume: bool, steps: int, window: int, attn: str, **sizes: int) -> None:
-    """Train, measure on the last tenth of the text, write a sample, save model and tokenizer to OUT."""
+def command(
+    file: Path | None,
+    out: Path,
+    resume: bool,
+    steps: int,
+    window: int,
+    batch_size: int,
+    learning_rate: float,
+    weight_decay: float,
+    validation: float,
+    best_model: bool,
+    attn: str,
+    **sizes: int,
+) -> None:
+    """Train, measure on the end of the text, write a sample, save model and tokenizer to OUT."""
     set_seed(SEED)
-    learned, held_out = windows(file.read_bytes() if file else help_topics(), window)
+    learned, held_out = windows(file.read_bytes() if file else help_topics(), window, validation)
     checkpoint, listener = last_checkpoint(out, resume), Listener()
     model = BDHForCausalLM.from_pretrained(checkpoint) if checkpoint else BDHForCausalLM(config(**sizes))
     model.set_attn_implementation(attn)
     trainer = Trainer(
         model,
-        arguments(out, steps),
+        arguments(
+            out, steps, batch_size, learning_rate=learning_rate, weight_decay=weight_decay, load_best_model_at_end=best_model
+        ),
         train_dataset=learned,
         eval_dataset=held_out,
         data_collator=batch,
@@ -67,12 +87,17 @@ def help_topics() -> bytes:
     return "\n".join(text for _, text in sorted(pydoc_data.topics.topics.items())).encode()
 
 
-def windows(text: bytes, length: int) -> tuple[TensorDataset, TensorDataset]:
-    """The text cut into windows, of which the last tenth is held out. The id of a byte is its value."""
+def windows(text: bytes, length: int, share: float) -> tuple[TensorDataset, TensorDataset]:
+    """The text cut into windows, of which the last ``share`` is held out. The id of a byte is its value."""
     rows = torch.frombuffer(bytearray(text), dtype=torch.uint8)[: len(text) // length * length].view(-1, length)
     if len(rows) < 20:
         raise click.UsageError(f"the text has {len(text)} bytes: give at least {20 * length}, or a smaller --window")
-    return TensorDataset(rows[: len(rows) * 9 // 10]), TensorDataset(rows[len(rows) * 9 // 10 :])
+    border = len(rows) - round(len(rows) * share)
+    if not 0 < border < len(rows):
+        raise click.UsageError(
+            f"--validation {share} leaves nothing to learn or nothing to measure on: give a share such as 0.1"
+        )
+    return TensorDataset(rows[:border]), TensorDataset(rows[border:])
 
 
 def batch(rows: list[tuple[torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -100,13 +125,20 @@ def config(layers: int, width: int, heads: int, multiplier: int) -> BDHConfig:
     )
 
 
-def arguments(out: Path, steps: int) -> TrainingArguments:
+def arguments(out: Path, steps: int, batch_size: int, **recipe: Any) -> TrainingArguments:
     """Evaluate and save four times on the way."""
-    usual = dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), BATCH)
+    usual = dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), batch_size)
     often = dict.fromkeys(("eval_steps", "save_steps", "logging_steps"), max(1, steps // 4))
-    when = {"eval_strategy": "steps", "save_total_limit": 1, "report_to": [], "disable_tqdm": True}
+    when = {
+        "eval_strategy": "steps",
+        "save_total_limit": 1,
+        "metric_for_best_model": "eval_loss",
+        "greater_is_better": False,
+        "report_to": [],
+        "disable_tqdm": True,
+    }
     when["dataloader_pin_memory"] = torch.accelerator.is_available()
-    return TrainingArguments(str(out), max_steps=steps, seed=SEED, **HOW, **usual, **often, **when)
+    return TrainingArguments(str(out), max_steps=steps, seed=SEED, **HOW, **recipe, **usual, **often, **when)
 
 
 def show(loss: float, model: BDHForCausalLM, tokenizer: BDHTokenizer) -> None:

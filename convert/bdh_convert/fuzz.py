@@ -98,7 +98,7 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(KEYS) | st.text(), inner),
     max_leaves=8,
 )
-IN_MEMORY = Path("/dev/shm")  # a disk takes longer than a reader
+IN_MEMORY = Path("/dev/shm") if Path("/dev/shm").is_dir() else None  # a disk takes longer than a reader
 MADE_UP = 200  # values that Hypothesis makes up, to be used again and again: it takes far longer than a reader
 
 
@@ -353,10 +353,10 @@ def fuzzed(reader: Reader, runs: int, start: int = 0, seconds: float = math.inf)
 
 
 @contextmanager
-def sound(reader: Reader) -> Iterator[tuple[Path, Path]]:
+def sound(reader: Reader, within: Path | None = IN_MEMORY) -> Iterator[tuple[Path, Path]]:
     """A file that is sound, and the path by which it is read, in a folder where nothing else may appear."""
     here = Path.cwd()
-    with tempfile.TemporaryDirectory(dir=IN_MEMORY if IN_MEMORY.is_dir() else None) as folder:
+    with tempfile.TemporaryDirectory(dir=within) as folder:
         file, path = Path(folder) / reader.file, Path(folder) / reader.file.split("/")[0]
         reader.make(path)
         reader.use(path)
@@ -431,7 +431,7 @@ def command(names: tuple[str, ...], runs: int, start: int, guided: bool, seconds
     for name in names or readers():
         begun = time.monotonic()
         figures = guide(name, runs, start, seconds) if guided else fuzz(name, runs, start, seconds or math.inf)
-        failed = failed or bool(figures.faults) or figures.grown > MOST_BYTES
+        failed = failed or bool(figures.faults) or figures.grown > MOST_BYTES or not figures.runs
         click.echo(f"{figures.line(name)}; {figures.runs / (time.monotonic() - begun):,.0f} a second")
         for fault, times in figures.faults.most_common(10):
             click.echo(f"  {times:,} times {fault}")
@@ -440,7 +440,7 @@ def command(names: tuple[str, ...], runs: int, start: int, guided: bool, seconds
 
 def guide(name: str, runs: int, start: int, seconds: int | None) -> Figures:
     """Change a reader's file under the guidance of coverage, in a process of its own, which ends when its fuzzer likes."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:  # also for the child, which leaves without tidying up
         told = Path(folder) / "figures.json"
         words = [name, str(told), str(runs), str(start), str(seconds or 0)]
         done = subprocess.run([sys.executable, "-m", "bdh_convert.guided", *words], capture_output=True, text=True, check=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+import time
 import types
 import warnings
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ MODULES = (
     "pickletools",
     "numpy.lib._format_impl",
 )
-OFTEN = 100  # runs between two reports
+EVERY = 1.0  # seconds between two reports
 
 
 def main() -> None:
@@ -34,7 +35,8 @@ def main() -> None:
     name, told, runs, start, seconds = sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:6])
     warnings.simplefilter("ignore")
     reader, figures, values = fuzz.readers()[name], fuzz.Figures(), fuzz.made_up(start)
-    with fuzz.sound(reader) as (file, path):
+    due = 0.0
+    with fuzz.sound(reader, told.parent) as (file, path):
         data = file.read_bytes()
 
         def mutated(held: bytes, most: int, drawn_from: int) -> bytes:
@@ -45,11 +47,13 @@ def main() -> None:
                 return reader.mutate(data, change)[:most]
 
         def once(held: bytes) -> None:
+            nonlocal due
             known = len(figures.faults)
             file.write_bytes(held)
             fuzz.attempt(reader, path, figures)
-            if figures.runs % OFTEN == 0 or figures.runs == runs or len(figures.faults) > known:
+            if time.monotonic() > due or figures.runs == runs or len(figures.faults) > known:
                 told.write_text(json.dumps(asdict(figures)))
+                due = time.monotonic() + EVERY
 
         for function in functions():
             with suppress(Exception):  # what has no code of its own is not followed

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from bdh_conformance.isolation import LEAST, Isolated, Limits, Request
+
 PORT = """
 import ctypes, os, sys
 import numpy as np
@@ -75,6 +77,8 @@ def test_a_healthy_port_passes_and_each_check_is_told_where_nobody_watches(tmp_p
         ("raise OSError('no device')", "port:Port cannot be imported (OSError: no device)"),
         ("class Port:\n    def __init__(self): raise OSError('no device')", "port:Port cannot be made (OSError: no device)"),
         ("Port = 3", "port:Port is no bdh_spec.Backend"),
+        ("import os; os.abort()", "port:Port cannot be imported or made: the process died of SIGABRT"),
+        ("import ctypes; ctypes.string_at(0)", "port:Port cannot be imported or made: the process died of SIGSEGV"),
     ],
 )
 def test_a_port_that_cannot_be_had_gets_one_sentence(tmp_path: Path, port: str, sentence: str) -> None:
@@ -85,3 +89,53 @@ def test_a_port_that_cannot_be_had_gets_one_sentence(tmp_path: Path, port: str, 
     assert done.returncode == 2
     assert sentence in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_port_that_dies_while_it_is_loaded_is_a_finding_of_every_check(tmp_path: Path) -> None:
+    source = PORT.format(crash="pass").replace('        print("talk on stdout")', "        os.abort()")
+    (tmp_path / "port.py").write_text(source)
+    command = [sys.executable, "-m", "bdh_conformance", "port:Port", "--tier", "smoke", "--channel", "logits,loss"]
+    done = subprocess.run([*command, "--dtype", "float32"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stdout.count("the process died of SIGABRT") == 3
+    assert "crashing fails: 3 error" in done.stdout
+
+
+def test_a_port_that_has_hung_waits_less_and_every_check_gets_its_turn() -> None:
+    isolated = Isolated(Request("numpy", "smoke"), Limits(120.0, 1.0))
+    assert isolated.patience == 120
+    isolated.hangs = 2
+    assert isolated.patience == 30
+    isolated.hangs = 50
+    assert isolated.patience == LEAST
+    assert Isolated(Request("numpy", "smoke"), Limits(2.0, 1.0), hangs=9).patience == 2
+
+
+# Stands before everything else in sys.meta_path, as if nobody had installed Hypothesis.
+WITHOUT_HYPOTHESIS = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "hypothesis":
+            raise ModuleNotFoundError("No module named 'hypothesis'", name="hypothesis")
+sys.meta_path.insert(0, Blocker())
+from bdh_conformance.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "sentence"),
+    [
+        (["numpy"], 2, "bdh-conform: hypothesis is not installed: pip install 'bdh-spec[conformance]'"),
+        (["vectors", "export", "here"], 0, ""),
+    ],
+    ids=["suite", "vectors"],
+)
+def test_without_hypothesis_there_are_vectors_and_one_sentence(
+    tmp_path: Path, words: list[str], status: int, sentence: str
+) -> None:
+    command = [sys.executable, "-c", WITHOUT_HYPOTHESIS, *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == status
+    assert done.stderr.strip() == sentence

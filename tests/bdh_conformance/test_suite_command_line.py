@@ -287,3 +287,42 @@ def test_what_the_extra_would_install_is_named_where_it_is_missing(missing: str)
     done = subprocess.run([sys.executable, "-c", code, "numpy"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"bdh-conform: {missing} is not installed: pip install 'bdh-spec[conformance]'\n"
+
+
+def inside_pytest(*words: object) -> subprocess.CompletedProcess[str]:
+    plugin = ["-p", "bdh_conformance.plugin", "--pyargs", "bdh_conformance.suite", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", *plugin, "-q", "--bdh-tier", "smoke", *map(str, words)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_pytest_is_told_of_misuse_and_not_of_a_test_that_failed(tmp_path: Path) -> None:
+    for words in (["--bdh-backend", "nonesuch"], ["--bdh-backend", "numpy", "--bdh-baseline", ROOT / "README.md"]):
+        done = inside_pytest(*words)
+        assert done.returncode == pytest.ExitCode.USAGE_ERROR
+        assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_failure_inside_pytest_is_one_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = (
+        "from bdh_conformance.adversaries.mistakes import MISTAKES\ndef wrong(): return MISTAKES['loss_in_bits'].backend()\n"
+    )
+    (tmp_path / "wrong_port.py").write_text(source)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    done = inside_pytest("--bdh-backend", "wrong_port:wrong", "--bdh-channel", "loss", "--bdh-dtype", "float32")
+    assert done.returncode == 1
+    assert "(loss_in_bits)" in done.stdout
+    assert done.stdout.count("FAILED") == 1
+
+
+def test_a_port_of_float32_phases_alone_passes_smoke(conform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = """
+from bdh_spec import Capabilities
+from bdh_spec.numpy_backend import NumpyBackend
+
+
+class Port(NumpyBackend):
+    capabilities = Capabilities(("float32",), ("float32",), ("forward", "advance", "loss", "trace", "state"))
+"""
+    (tmp_path / "older_port.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert conform("older_port:Port", "--tier", "smoke")[0] == 0

@@ -347,6 +347,16 @@ def tear(folder: Path) -> None:
     (folder / "manifest.json").write_text("{")
 
 
+def forget(folder: Path) -> None:
+    about = vectors.read_manifest(folder)
+    del about["decode"]
+    (folder / "manifest.json").write_text(json.dumps(about))
+
+
+def enlist(folder: Path) -> None:
+    (folder / "manifest.json").write_text("[]")
+
+
 def strip(folder: Path) -> None:
     shutil.rmtree(folder)
 
@@ -357,6 +367,8 @@ def strip(folder: Path) -> None:
         (flip, "expected.safetensors is not what its manifest sealed"),
         (age, "has schema 0, this suite reads 1"),
         (tear, "has no manifest that can be read"),
+        (forget, "is no manifest of a case (lacks 'decode')"),
+        (enlist, "has schema None, this suite reads 1"),
         (strip, "holds no vectors: write them there with bdh-conform vectors export"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),

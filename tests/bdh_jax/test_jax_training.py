@@ -138,7 +138,7 @@ def test_a_float32_model_stays_float32_in_a_process_with_x64(pair, weights, conf
         state = model.init_state(2, config)
         after = jax.eval_shape(partial(model.advance, config=config), state, tokens, weights)
         rates = training.rates_at(1, AdamW(), 1e-3)
-        arguments = (weights, training.init_moments(weights), tokens, targets, words(0), rates)
+        arguments = (tokens, targets, weights, training.init_moments(weights), words(0), rates)
         trained = jax.eval_shape(partial(training.train_step, config=config), *arguments)
         inside = port.forward(tokens)
     assert error(inside, port.forward(tokens)) <= 1e-6

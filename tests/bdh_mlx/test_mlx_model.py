@@ -20,7 +20,7 @@ from bdh_mlx import BDH, BDHConfig
 from bdh_mlx.model import CHUNK, Stages, advance, dropout, read_on, reader, trace
 from bdh_mlx.rope import rotation, table_of
 from bdh_spec import Params, TokensError, model, rope
-from bdh_spec.errors import SamplingError
+from bdh_spec.errors import CapabilityError, SamplingError
 from bdh_spec.gradients import gradients
 
 TINY = BDHConfig(n_layer=2, n_embd=8, n_head=2, mlp_internal_dim_multiplier=4, vocab_size=256, dropout=0.5)
@@ -327,3 +327,13 @@ def test_other_misuse_is_refused_before_any_work() -> None:
         module.generate(x, 1, temperature=-1.0)
     with pytest.raises(SamplingError, match="seed"):
         module.generate(x, 1, seed=-1)
+
+
+def test_quantizing_a_model_is_refused_and_changes_nothing() -> None:
+    module = BDH(BDHConfig(n_layer=1, n_embd=64, n_head=2, mlp_internal_dim_multiplier=4))
+    before, x = mx.array(module.embed.weight), text(b"abcd")
+    logits = module.eval()(x)[0]
+    with pytest.raises(CapabilityError, match=r"nn\.quantize would pack the embedding of a BDH"):
+        nn.quantize(module)
+    assert mx.array_equal(module.embed.weight, before).item()
+    assert mx.array_equal(module(x)[0], logits).item()

@@ -46,7 +46,7 @@ def undisturbed(out: Path, data: Path, port: str, steps: int) -> tuple[list[str]
 
 def killed(out: Path, data: Path, port: str, steps: int, times: int, seconds: float, seed: int) -> Killed:
     """Kill a run ``times`` times, each after a random part of the ``seconds`` that a whole one takes; then let it finish."""
-    rng, done, lost, killings = random.Random(seed), 0, 0, 0
+    rng, lost, killings = random.Random(seed), 0, 0
     while killings < times:
         run = subprocess.Popen(again(out, data, port, steps), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         try:
@@ -57,8 +57,7 @@ def killed(out: Path, data: Path, port: str, steps: int, times: int, seconds: fl
         _, said = run.communicate()
         if run.returncode not in (0, -signal.SIGKILL):
             raise RuntimeError(said.decode())
-        before, done = done, len(lines(out))
-        lost = max(lost, before - saved(out))
+        lost = max(lost, len(lines(out)) - saved(out))
         if run.returncode == 0:
             break
     subprocess.run(again(out, data, port, steps), check=True, capture_output=True)

@@ -197,7 +197,7 @@ def test_a_run_learns_and_accumulates_to_what_the_large_batch_learns(small: Smal
 def test_the_memory_of_a_step_is_told_and_what_to_do_about_it() -> None:
     config = resolve(TrainConfig(data="x", batch_size=32, block_size=512))
     assert 20 < memory.estimate(config, "torch") / 2**30 < 80
-    assert memory.estimate(config, "jax") < memory.estimate(config, "torch") / 3
+    assert memory.estimate(config, "jax") < memory.estimate(config, "torch") / 2
     said = memory.says(config, "torch", "cpu", 16 << 30)
     assert "16.0 GB that cpu has, which is too much: try --batch-size 8 --accumulate 4" in said
     smaller = dataclasses.replace(config, batch_size=8, accumulate=4)

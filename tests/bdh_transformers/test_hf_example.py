@@ -122,3 +122,20 @@ def test_bad_input_gets_one_sentence(refused: Callable[..., str], short: Path, t
     assert "341 neurons per head" in refused("--file", short, "--heads", 3, "--out", out)
     assert "'--attn'" in refused("--attn", "sdpa")
     assert not out.exists()
+
+
+def test_the_flags_of_the_script_that_it_replaces(short: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    recipe = ["--batch_size", "4", "--learning_rate", "1e-2", "--weight_decay", "0.05", "--validation", "0.25", "--best-model"]
+    process = start(short, out, *recipe, "--steps", "8")
+    answer, talk = process.communicate()
+    assert process.returncode == 0, talk
+    arguments = torch.load(out / "training_args.bin", weights_only=False)
+    assert (arguments.per_device_train_batch_size, arguments.learning_rate, arguments.weight_decay) == (4, 1e-2, 0.05)
+    assert arguments.load_best_model_at_end
+    measured = [float(bits) for bits in re.findall(r"held out (\S+) bits per byte", talk)]
+    assert float(re.findall(r"(\S+) bits per byte", answer)[0]) == min(measured)
+    refused = start(short, tmp_path / "other", "--validation", "1")
+    _, said = refused.communicate()
+    assert refused.returncode == 2
+    assert said.strip().endswith("leaves nothing to learn or nothing to measure on: give a share such as 0.1")

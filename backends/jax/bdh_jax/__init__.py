@@ -9,6 +9,7 @@
 """
 
 from bdh_jax.bdh import BDH
+from bdh_jax.files import load
 from bdh_jax.generation import continue_text, generate, prefill
 from bdh_jax.model import RecurrentState, advance, forward, init, init_state, loss, trace
 from bdh_jax.training import gradients, objective
@@ -27,6 +28,7 @@ __all__ = [
     "gradients",
     "init",
     "init_state",
+    "load",
     "loss",
     "objective",
     "prefill",

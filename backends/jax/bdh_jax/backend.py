@@ -78,7 +78,7 @@ class JAXModel(Model):
 
     def _loss(self, tokens: Array, targets: Array) -> float:
         with self._precision():
-            return float(objective(self._params, padded(tokens), padded(targets, IGNORE), self.config, phase=self.phase))
+            return float(objective(padded(tokens), padded(targets, IGNORE), self._params, self.config, phase=self.phase))
 
     def _gradients(self, tokens: Array, targets: Array) -> tuple[float, Params]:
         with self._precision():
@@ -111,12 +111,12 @@ class JAXModel(Model):
         with self._precision():
             if len(batches) == 1:
                 value, self._params, native.moments = training.train_step(
-                    self._params, native.moments, *ids[0], seeds[0], rates, frozen=settings.frozen, **how
+                    *ids[0], self._params, native.moments, seeds[0], rates, frozen=settings.frozen, **how
                 )
                 return float(value)
             loss, total = 0.0, jax.tree.map(jnp.zeros_like, native.moments.first)
             for pair, seed, batch in zip(ids, seeds, batches, strict=True):
-                value, total = training.add_gradients(total, self._params, *pair, seed, batch.share, **how)
+                value, total = training.add_gradients(*pair, self._params, total, seed, batch.share, **how)
                 loss += float(value)
             self._params, native.moments = training.apply(self._params, total, native.moments, rates, frozen=settings.frozen)
         return loss

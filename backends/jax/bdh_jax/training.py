@@ -46,9 +46,9 @@ def rates_at(step: int, settings: AdamW, rate: float) -> Rates:
 
 
 def objective(
-    params: Params, tokens: Array, targets: Array, config: BDHConfig, *, phase: Phase = "exact", key: Array | None = None
+    tokens: Array, targets: Array, params: Params, config: BDHConfig, *, phase: Phase = "exact", key: Array | None = None
 ) -> Array:
-    """The loss as a function of the weights; ``key`` switches dropout on."""
+    """The loss, for ``jax.grad(objective, argnums=2)``; ``key`` switches dropout on."""
     return loss(readout(run(tokens, params, config, phase=phase, key=key), params), targets)
 
 
@@ -56,7 +56,7 @@ def gradients(
     tokens: Array, targets: Array, params: Params, config: BDHConfig, *, phase: Phase = "exact", key: Array | None = None
 ) -> tuple[Array, Params]:
     """The loss and its slope in each weight."""
-    return jax.value_and_grad(objective)(params, tokens, targets, config, phase=phase, key=key)
+    return jax.value_and_grad(objective, argnums=2)(tokens, targets, params, config, phase=phase, key=key)
 
 
 def init_moments(params: Params) -> Moments:
@@ -110,12 +110,12 @@ def clip_scale(slopes: Iterable[Array], clip: Scalar) -> Array:
     return jnp.where(norm <= clip, 1.0, clip / norm)
 
 
-@partial(jax.jit, static_argnames=("config", "phase", "frozen"), donate_argnums=(0, 1))
+@partial(jax.jit, static_argnames=("config", "phase", "frozen"), donate_argnums=(2, 3))
 def train_step(
-    params: Params,
-    moments: Moments,
     tokens: Array,
     targets: Array,
+    params: Params,
+    moments: Moments,
     seed: Array,
     rates: Rates,
     config: BDHConfig,
@@ -127,16 +127,16 @@ def train_step(
 
     ``seed`` holds the two words of what this step drops.
     """
-    value, slopes = dropped_gradients(params, tokens, targets, seed, config, phase=phase)
+    value, slopes = dropped_gradients(tokens, targets, params, seed, config, phase=phase)
     return value, *update(params, slopes, moments, rates, frozen)
 
 
-@partial(jax.jit, static_argnames=("config", "phase"), donate_argnums=0)
+@partial(jax.jit, static_argnames=("config", "phase"), donate_argnums=3)
 def add_gradients(
-    total: Params,
-    params: Params,
     tokens: Array,
     targets: Array,
+    params: Params,
+    total: Params,
     seed: Array,
     share: Scalar,
     config: BDHConfig,
@@ -144,12 +144,12 @@ def add_gradients(
     phase: Phase = "exact",
 ) -> tuple[Array, Params]:
     """The share in the loss of one of a step's batches, and the slopes with its own added to them."""
-    value, slopes = dropped_gradients(params, tokens, targets, seed, config, phase=phase)
+    value, slopes = dropped_gradients(tokens, targets, params, seed, config, phase=phase)
     return share * value, jax.tree.map(lambda t, g: t + share * g.astype(t.dtype), total, slopes)
 
 
 def dropped_gradients(
-    params: Params, tokens: Array, targets: Array, seed: Array, config: BDHConfig, *, phase: Phase
+    tokens: Array, targets: Array, params: Params, seed: Array, config: BDHConfig, *, phase: Phase
 ) -> tuple[Array, Params]:
     """The loss and its slopes with the dropout of a seed."""
     key = jax.random.wrap_key_data(seed, impl="threefry2x32")

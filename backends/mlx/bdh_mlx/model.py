@@ -14,14 +14,15 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
+from mlx.nn.layers import embedding
 from mlx.nn.layers.base import Module
-from mlx.nn.layers.embedding import Embedding
 from mlx.utils import tree_flatten
 
 from bdh_mlx import weights
 from bdh_mlx.rope import rope, rotation, table_of
 from bdh_spec.checks import check_targets, check_tokens
 from bdh_spec.config import BDHConfig
+from bdh_spec.errors import CapabilityError
 from bdh_spec.model import EPS, IGNORE
 from bdh_spec.params import INIT_STD, Params, shapes
 from bdh_spec.rope import Phase
@@ -252,6 +253,17 @@ def read_on(held: list[RecurrentState], tokens: mx.array, params: Params, config
         logits.append(part)
     held.append(state)
     return mx.concatenate(logits, axis=1)
+
+
+class Embedding(embedding.Embedding):
+    """MLX's own, which does not let itself be quantized alone."""
+
+    def to_quantized(self, *_: Any, **__: Any) -> Any:
+        """A refusal: all that ``nn.quantize`` finds in a BDH is this table, and a BDH reads it as numbers."""
+        raise CapabilityError(
+            "nn.quantize would pack the embedding of a BDH, which is read as numbers, and nothing else of it:"
+            " load the model in bfloat16 or float16"
+        )
 
 
 class BDH(Module):

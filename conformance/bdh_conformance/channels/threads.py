@@ -53,7 +53,6 @@ def observe_threads(model: Model, case: Case) -> Observed:
         for step in range(2):
             loss = run(lambda: fresh.train_step(optimizer, *batch(case, step)))  # noqa: B023  called at once
             seen[f"elsewhere.{step}.loss"] = scalar(loss)
-        seen |= {f"elsewhere.weights.{name}": np.ravel(weight) for name, weight in run(fresh.params)._asdict().items()}
         seen |= trained_at_once(model, case, spread)
     return seen | at_once(model, case, spread)
 
