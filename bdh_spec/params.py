@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from bdh_spec.arrays import Array as Array
 from bdh_spec.config import BDHConfig
-from bdh_spec.dtypes import Array as Array
 from bdh_spec.errors import ParamsError
 from bdh_spec.rope import Frequencies
 

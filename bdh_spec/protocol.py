@@ -46,6 +46,7 @@ class Capabilities:
     dtypes: tuple[str, ...] = ("float32",)
     phases: tuple[Phase, ...] = PHASES
     verbs: tuple[str, ...] = USUAL
+    compiles: bool = False  # a program for each shape of tokens, which takes a second or more
 
 
 class State:

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import DTypeLike
 
-from bdh_spec.dtypes import Array
+from bdh_spec.arrays import Array
 from bdh_spec.errors import ConfigError
 
 Phase: TypeAlias = Literal["exact", "float32"]

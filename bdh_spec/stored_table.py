@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bdh_spec.dtypes import Array
+from bdh_spec.arrays import Array
 from bdh_spec.rope import frequencies
 
 # How far a stored table may be from the normative one, relatively, and still be it. The formula worked out in float32 is up

@@ -131,7 +131,7 @@ def arguments(out: Path, steps: int, batch_size: int, **recipe: Any) -> Training
     often = dict.fromkeys(("eval_steps", "save_steps", "logging_steps"), max(1, steps // 4))
     when = {
         "eval_strategy": "steps",
-        "save_total_limit": 1,
+        "save_total_limit": 2,  # the best and the last
         "metric_for_best_model": "eval_loss",
         "greater_is_better": False,
         "report_to": [],

@@ -110,7 +110,7 @@ def stepping(task: Task, params: Params) -> Callable[[], None]:
         nonlocal held, moments, count
         count += 1
         rates = training.rates_at(count, settings, RATE)
-        value, held, moments = training.train_step(held, moments, tokens, targets, words(count), rates, task.config)
+        value, held, moments = training.train_step(tokens, targets, held, moments, words(count), rates, task.config)
         wait((value, held))
 
     return step

@@ -27,6 +27,12 @@ KINDS = {
 }
 OTHER_SHAPES = (POOL[0], POOL[2], POOL[4])  # in dtypes beside the first
 
+# Of a port that compiles a program for each shape, in standard: these shapes and classes of sizes, but for plain logits, which
+# compile fast; in dtypes beside the first, and of what is dear, one shape.
+COMPILED_SHAPES, COMPILED_ALONE = (POOL[1], POOL[4]), (POOL[4],)
+COMPILED_SIZES = ("many", "beyond_a_thousand")
+DEAR = 12  # the cost of a channel from which on one shape has to do
+
 
 ENDLESS = 1000  # times a tier's examples: more than anybody waits for
 
@@ -153,9 +159,9 @@ def check(
         return Check(channel, level, dtype, phase, (case,))
     if tier.name == "smoke":
         return Check(channel, level, dtype, phase, smoke(channel, dtype, phase))
-    is_base = dtype == base
-    drawn = tuple(generated(tier, channel, dtype, is_base, phase == home))
-    return Check(channel, level, dtype, phase, tuple(structured(channel, dtype, is_base)), drawn)
+    is_base, few = dtype == base, capabilities.compiles and tier.name == "standard"
+    drawn = tuple(generated(tier, channel, dtype, is_base, phase == home, few))
+    return Check(channel, level, dtype, phase, tuple(structured(channel, dtype, is_base, few)), drawn)
 
 
 def unclaimed(channel: Channel, capabilities: Capabilities, dtype: str, phase: Phase) -> str:
@@ -169,39 +175,49 @@ def unclaimed(channel: Channel, capabilities: Capabilities, dtype: str, phase: P
     return ""
 
 
-def structured(channel: Channel, dtype: str, is_base: bool) -> Iterator[Case]:
+def structured(channel: Channel, dtype: str, is_base: bool, few: bool) -> Iterator[Case]:
     """Every shape, with every kind of weights somewhere."""
     if channel.only:
-        yield from channel.only
+        yield from (few and channel.only_compiled) or channel.only
         return
     kinds = cycle(KINDS[dtype in WIDE])
-    for seed, (shape, (scale, weights)) in enumerate(zip(shapes(channel, is_base), kinds, strict=False)):
+    for seed, (shape, (scale, weights)) in enumerate(zip(shapes(channel, is_base, few), kinds, strict=False)):
         yield Case(*shape, seed=seed, scale=scale, weights=weights)
     if dtype in WIDE:
         yield from channel.special
 
 
-def generated(tier: Tier, channel: Channel, dtype: str, is_base: bool, at_home: bool) -> Iterator[Generated]:
+def generated(tier: Tier, channel: Channel, dtype: str, is_base: bool, at_home: bool, few: bool) -> Iterator[Generated]:
     """Values drawn for the shapes of the pool, then shapes drawn from the classes of sizes."""
     kinds = KINDS[dtype in WIDE]
     examples = (tier.examples if dtype in WIDE else tier.narrow_examples) // channel.cost
     if examples and not channel.only:
-        yield Generated(pooled(shapes(channel, is_base), kinds), examples)
-    for name in sizes(channel, dtype, is_base) if at_home and tier.sized_examples else ():
+        yield Generated(pooled(shapes(channel, is_base, few), kinds), examples)
+    for name in sizes(channel, dtype, is_base, few) if at_home and tier.sized_examples else ():
         yield Generated(sized(name, tier.longest, kinds), tier.sized_examples, shrinks=False)
 
 
-def shapes(channel: Channel, is_base: bool) -> tuple[Shape, ...]:
-    """The shapes of the pool that a channel takes: fewer in all dtypes but the first, since JAX compiles each anew."""
-    fit = (shape for shape in channel.shapes if shape[2] >= channel.min_time)
+def shapes(channel: Channel, is_base: bool, few: bool) -> tuple[Shape, ...]:
+    """The shapes of the pool that a channel takes: fewer in all dtypes but the first, and of a port that compiles each anew."""
+    fit = tuple(shape for shape in channel.shapes if shape[2] >= channel.min_time)
+    if few and not (is_base and compiles_fast(channel)):
+        wanted = COMPILED_SHAPES if is_base and channel.cost < DEAR else COMPILED_ALONE
+        return tuple(shape for shape in fit if shape in wanted) or fit[:1]
     return tuple(shape for shape in fit if is_base or shape in OTHER_SHAPES)
 
 
-def sizes(channel: Channel, dtype: str, is_base: bool) -> tuple[str, ...]:
+def sizes(channel: Channel, dtype: str, is_base: bool, few: bool) -> tuple[str, ...]:
     """The classes of sizes that a channel draws from. A second wide dtype has more to say of kinks, which it does not meet."""
     if dtype not in WIDE:
-        return channel.narrow_sizes
-    return channel.sizes if is_base or channel.dtypes == WIDE else ()
+        return channel.narrow_sizes if not few or compiles_fast(channel) else ()
+    if few and not compiles_fast(channel):
+        return tuple(name for name in channel.sizes if name in COMPILED_SIZES) if is_base and channel.cost < DEAR else ()
+    return channel.sizes if is_base or (channel.dtypes == WIDE and not few) else ()
+
+
+def compiles_fast(channel: Channel) -> bool:
+    """Whether a channel asks for logits alone."""
+    return channel.verbs == ("forward",) and not channel.partial
 
 
 def smoke(channel: Channel, dtype: str, phase: Phase) -> tuple[Case | Judged, ...]:

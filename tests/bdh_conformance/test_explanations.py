@@ -87,10 +87,10 @@ def test_r4_a_mistake_made_from_some_position_on_is_named() -> None:
 def test_r4_a_table_is_measured_from_a_trace(factor: float, named: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case(CONFIGS["one_layer"], 1, table.STEPS, seed=1, scale=20.0)
     of_rope = bdh_spec.rope.frequencies
-    monkeypatch.setattr(bdh_spec.rope, "frequencies", lambda n: (of_rope(n) * factor).astype(np.float32))
+    monkeypatch.setattr(bdh_spec.model, "frequencies", lambda n: (of_rope(n) * factor).astype(np.float32))
     trace = load(NumpyBackend(), case, "float32").trace(case.tokens)
     monkeypatch.undo()
-    assert [mistake.name for mistake in table.of_trace(trace)] == named
+    assert [mistake.name for mistake in table.of_trace(trace, table.PHASE_ERROR["exact"])] == named
 
 
 @pytest.mark.parametrize("case", masks.CASES, ids=str)

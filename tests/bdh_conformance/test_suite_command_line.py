@@ -85,7 +85,8 @@ def test_a_wrong_port_fails(conform, planted: str) -> None:
     status, out, err = conform(planted, *FAST)
     assert status == 1
     assert "differs from the specification" in out
-    assert f"bdh-conform {planted} --channel traces --dtype float32 --case 'B" in out
+    assert f"bdh-conform {planted} --channel logits --dtype float32 --case 'B" in out
+    assert "and so traces/float32 fails, first at layers.0.rotated" in out
     assert "traces/float32 failed after 1 cases" in err
 
 
@@ -195,7 +196,7 @@ def test_a_port_three_times_worse_than_before_is_named(conform, tmp_path: Path) 
     assert status == 0
     assert "since the baseline: traces/float32 embed 4.0 times nearer to its limit" in out
     assert out.count("since the baseline") == 1
-    assert "times nearer to its limit" in after.read_text()
+    assert '<td class="number">4.0 times</td>' in after.read_text()
 
 
 def test_known_failures_are_strict(conform, planted: str, tmp_path: Path) -> None:

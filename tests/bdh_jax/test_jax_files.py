@@ -11,7 +11,7 @@ import numpy as np
 
 import bdh_jax
 import bdh_jax.files
-from bdh_jax import Params, State, training
+from bdh_jax import Params, RecurrentState, training
 from bdh_spec.checkpoint import EMBEDDED
 
 
@@ -30,7 +30,7 @@ def test_an_exported_function_takes_params_and_states_after_it_was_written_down(
     written = bytes(jax.export.export(advance)(state, ids, weights).serialize())
     logits, after = jax.export.deserialize(written).call(state, ids, weights)
     wanted, _ = advance(state, ids, weights)
-    assert isinstance(after, State)
+    assert isinstance(after, RecurrentState)
     np.testing.assert_array_equal(logits, wanted)
     assert type(weights) is Params
 

@@ -16,6 +16,7 @@ spec.loader.exec_module(port)
 PORTS = (port.RecurrentBackend, port.ParallelBackend, port.RecurrentInFloat64, port.ParallelInFloat64)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("backend", [port() for port in PORTS], ids=lambda backend: type(backend).__name__)
 def test_each_form_passes_the_standard_tier_in_what_it_claims(backend):
     run = Run(backend)

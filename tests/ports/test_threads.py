@@ -13,6 +13,7 @@ import pytest
 import bdh_spec
 from bdh_conformance import Expectation, assert_agrees
 from bdh_conformance.channels import CHANNELS
+from bdh_conformance.channels.loading import ORIGINS, Origin
 from bdh_conformance.yardstick.cases import CONFIGS, Case
 from bdh_spec import AdamW, Model
 
@@ -79,7 +80,10 @@ def test_a_model_is_loaded_on_one_thread_and_each_call_may_come_from_another(por
     """States and optimisers among them, which the threads that made them leave behind."""
     case = prepared(channel)
     wandering: Any = Wandering(elsewhere(load, port, case))
-    assert_agrees(port, CHANNELS[channel].observe(wandering, case), expected(channel), str(case))
+    ORIGINS[wandering] = Origin(bdh_spec.get_backend(port), "cpu", "float32", "exact")  # whose verbs it has
+    observed = CHANNELS[channel].observe(wandering, case)
+    wanted = {name: e for name, e in expected(channel).items() if name in observed or not CHANNELS[channel].partial}
+    assert_agrees(port, observed, wanted, str(case))
 
 
 @pytest.mark.parametrize("channel", ["logits", "traces", "loss", "gradients", "states", "decode"])

@@ -45,7 +45,17 @@ def test_two_builds_are_the_same_bytes(wheel: Path, source: Path, tmp_path: Path
 
 def packaged() -> Iterator[str]:
     """Every file of every package, as it lies in the wheel."""
-    for parent in ("", "backends/torch", "backends/mlx", "backends/jax", "conformance", "convert", "generate"):
+    for parent in (
+        "",
+        "backends/torch",
+        "backends/mlx",
+        "backends/jax",
+        "conformance",
+        "convert",
+        "generate",
+        "train",
+        "bench",
+    ):
         for package in (ROOT / parent).glob("bdh_*"):
             files = (path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
             yield from (str(path.relative_to(ROOT / parent)) for path in files)

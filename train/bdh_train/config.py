@@ -27,7 +27,7 @@ SIZES = {
 RATE_OF_WIDTH = 0.256  # the wider a model, the smaller its steps
 TEMPLATES = ("system", "instruction", "both", "full")
 SCHEDULES = ("cosine", "constant")
-MODEL = tuple(f.name for f in dataclasses.fields(BDHConfig))
+MODEL = bdh_spec.config.SIZES
 MAY_CHANGE = ("backend", "device", "max_steps", "patience", "checkpoint_every", "keep", "sample_every", "out")  # at --resume
 
 
@@ -223,7 +223,13 @@ def resolve(config: TrainConfig) -> TrainConfig:
 def read_initial(config: TrainConfig) -> tuple[bdh_spec.Params, BDHConfig]:
     """The checkpoint to start from."""
     assert config.init_from is not None
-    return bdh_spec.read(Path(config.init_from), config.n_layer)
+    params, theirs = bdh_spec.read(Path(config.init_from), config.n_layer)
+    if theirs.freqs is not None:
+        raise TrainError(
+            f"{config.init_from} turns by frequencies of its own, which are no part of a run: bdh-convert --freqs reset"
+            " puts BDH's table back, and training goes on from there"
+        )
+    return params, theirs
 
 
 def differing(ours: TrainConfig, theirs: TrainConfig) -> list[str]:

@@ -146,7 +146,7 @@ class JAXBackend(Backend):
     """The port named ``jax``. Its devices are JAX's platforms: ``cuda``, ``rocm``, ``tpu``, ``cpu``, or ``cuda:1``."""
 
     name = "jax"
-    capabilities = Capabilities(dtypes=DTYPES, verbs=(*USUAL, "frequencies"))
+    capabilities = Capabilities(dtypes=DTYPES, verbs=(*USUAL, "frequencies"), compiles=True)
 
     def version(self) -> str:
         return f"jax {jax.__version__}"

@@ -274,6 +274,8 @@ def limit(name: str, value: Array, rounded: Array | None, expected: Allowed, uni
     """The largest error of one array, or of each of its rows, that rounding explains."""
     own = apart(rounded, value) if rounded is not None else 0.0
     known = expected[name].allowed if name in expected else FLOOR
+    if np.ndim(known) and np.shape(value) != expected[name].reference.shape:
+        known = np.max(known)  # of an answer in another form
     return np.maximum(known, FACTOR[dtype] * unit * own) if np.isfinite(own) else known
 
 

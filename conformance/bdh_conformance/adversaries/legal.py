@@ -33,7 +33,7 @@ ROPE = "return v * cos + swap(v) * sin"
 FORWARD = "return model.forward(tokens, self._params, self.config, phase=self.phase)"
 EMPTY = "model.init_state(len(tokens), self.config, np.dtype(self.dtype))"
 CHUNK = "CHUNK = 256"
-CAPABILITIES = 'Capabilities(dtypes=("float32", "float64"), verbs=VERBS)'
+CAPABILITIES = "Capabilities(dtypes=WIDE, verbs=VERBS)"
 BDHS_ONLY = Change(  # for what only a table that turns pairs allows
     "numpy_backend", CAPABILITIES, CAPABILITIES.replace("VERBS", 'tuple(verb for verb in VERBS if verb != "frequencies")')
 )

@@ -958,7 +958,17 @@ STEP_LOSS = Place("numpy_backend", "return loss_before", ("training",))
 TRAINING = [
     CORRECTED("adam_uncorrected", "mean, square = m, v", "Adam's moments are not corrected for their start"),
     STEPS("adam_correction_late", "moments.step += 1 + (not moments.step)", "Adam's correction is one step ahead"),
-    CLIPPED("adam_decay_in_gradient", "g = slope * scale + s.weight_decay * weight", "weight decay enters Adam's moments"),
+    CLIPPED(
+        "adam_decay_in_gradient",
+        "g = slope * scale + moments.settings.weight_decay * weight;"
+        " s = __import__('dataclasses').replace(s, weight_decay=0.0)",
+        "weight decay is added to the gradient (L2) and enters Adam's moments",
+    ),
+    CLIPPED(
+        "adam_decay_in_both",
+        "g = slope * scale + s.weight_decay * weight",
+        "weight decay is added to the gradient as well",
+    ),
     CLIPPED("clip_missing", "g = slope", "gradients are not clipped"),
     CLIPPED("clip_per_tensor", "g = slope * clip_scale((slope,), s.clip)", "each weight's gradient is clipped by itself"),
     CLIPPED(
@@ -1351,8 +1361,20 @@ PORTING = [
     RUN_LAYERS("layer_too_many", "for i in range(config.n_layer + 1):", "a layer too many is computed", ("logits",)),
     MEMORIES(
         "states_shared",
-        "for memory in ((memories or state.layers)[-1] for _ in state.layers):",
+        "for memory in __import__('itertools').chain(((memories or state.layers)[-1] for _ in state.layers),"
+        " (0 for _ in (0,) if memories.__setitem__(slice(None), memories[-1:] * len(memories)))):",
         "all layers read and write one state",
+    ),
+    MEMORIES(
+        "states_handed_on",
+        "for memory in ((memories or state.layers)[-1] for _ in state.layers):",
+        "each layer reads the state that the layer before it wrote",
+    ),
+    CHUNK_ROTATION(
+        "positions_ahead_but_the_first",
+        "cos, sin = (turned[np.arange(T) + (state.position + np.arange(T) > 0)] for turned in"
+        " rotation(state.position, T + 1, frequencies_of(config), params.encoder.dtype, phase))",
+        "decoding counts every position but the first from one ahead",
     ),
     POSITION(
         "position_ahead_once_begun",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -9,10 +10,12 @@ import numpy as np
 
 from bdh_conformance.yardstick.reference import Rounding
 from bdh_spec import BDHConfig, Capabilities, Model, OptimizerState, Params
+from bdh_spec.checks import check_tokens
 from bdh_spec.numpy_backend import NumpyBackend
 from bdh_spec.params import Array, cast
-from bdh_spec.protocol import Batch
+from bdh_spec.protocol import Batch, State, as_tokens
 from bdh_spec.rope import Phase
+from bdh_spec.sampling import Sampling, fresh_seed, probabilities, uniform
 
 DTYPES = ("bfloat16", "float16")
 
@@ -46,6 +49,35 @@ class RoundsMoments(Narrow):
         for moment in (*native.first, *native.second):
             moment[...] = rounded(moment, self.held)
         return loss
+
+
+class DrawsNarrowly(Narrow):
+    """Adds probabilities up in the weights' dtype."""
+
+    def stream(
+        self,
+        prompt: str | bytes | Array,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        seed: int | None = None,
+        *,
+        state: State | None = None,
+    ) -> Iterator[tuple[Array, State]]:
+        how = Sampling(temperature, top_k, fresh_seed() if seed is None else seed)
+        tokens = check_tokens(as_tokens(prompt), self.config)
+        state = self.init_state(len(tokens)) if state is None else state
+        for _ in range(max_new_tokens):
+            logits, state = self.advance(state, tokens, donate=True)
+            drawn = [self._draw(row, uniform(how.seed, state.position, b), how) for b, row in enumerate(logits[:, -1])]
+            yield np.array(drawn), state
+            tokens = np.array(drawn)[:, None]
+
+    def _draw(self, logits: Array, draw: float, how: Sampling) -> int:
+        if how.temperature == 0:
+            return int(np.argmax(logits))
+        sums = np.cumsum(probabilities(logits, how).astype(self.held)).astype(np.float64)
+        return min(int(np.searchsorted(sums, draw * sums[-1], side="right")), logits.size - 1)
 
 
 def rounded(values: Array, dtype: np.dtype[Any]) -> Array:

@@ -12,15 +12,16 @@ import numpy as np
 
 from bdh_conformance.adversaries.mistakes import MISTAKES, Mistake
 from bdh_spec.params import Array
-from bdh_spec.rope import frequencies
+from bdh_spec.rope import Phase, frequencies
 
 UNIT = 2.0**-23  # the relative distance of two float32 numbers, at most
 UNITS = 8.6  # how far a formula worked out in float32 may be off: see bdh_spec.rope
 STEPS = 600  # tokens of the text that is traced
+PHASE_ERROR: dict[Phase, float] = {"exact": 2e-6, "float32": 5e-5}  # of a token's phase; of a hundred turns in float32
 CERTAIN = 4.0  # times what float32 resolves
 
 
-def of_trace(trace: Mapping[str, Array], phase_error: float = 2e-6) -> list[Mistake]:
+def of_trace(trace: Mapping[str, Array], phase_error: float = PHASE_ERROR["exact"]) -> list[Mistake]:
     """What is wrong with the table behind the first layer of a trace, if something is."""
     off, resolved = measured(trace["layers.0.x_sparse"], trace["layers.0.rotated"], phase_error)
     wrong = np.abs(off) > CERTAIN * resolved
@@ -30,7 +31,7 @@ def of_trace(trace: Mapping[str, Array], phase_error: float = 2e-6) -> list[Mist
     return [MISTAKES["table_by_float32_power" if worst <= UNITS * UNIT else "table_trained"]]
 
 
-def measured(before: Array, after: Array, phase_error: float) -> tuple[Array, Array]:
+def measured(before: Array, after: Array, phase_error: float = PHASE_ERROR["exact"]) -> tuple[Array, Array]:
     """How far each pair's frequency (N/2,) is off, relatively, and how finely that could be seen.
 
     The phase of each token is compared with the table's, token by token, so that no whole turn is lost between them.

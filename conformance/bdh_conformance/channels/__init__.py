@@ -44,6 +44,7 @@ PLAIN = Case(CONFIGS["plain"], 2, 6, 1, 5.0)
 HUGE = (replace(PLAIN, scale=200.0),)  # codes beyond 6
 BYTES = Case(BDHConfig(1, 6, 0.1, 2, 4, 256), 2, 6, 5, 20.0)
 LONG_TEXT = replace(PLAIN, batch=1)
+EVEN = (Case(BDHConfig(1, 6, 0.1, 2, 4, 1000), 2, 4, 3, 0.0),)  # logits that are zero in every dtype
 TIES = (Case(CONFIGS["plain"], 2, 6, 1, 20.0, weights="ties"), Case(CONFIGS["square_encoder"], 3, 4, 2, 20.0, weights="ties"))
 
 CHANNELS = {
@@ -57,7 +58,7 @@ CHANNELS = {
             observe_logits,
             reference=logits_reference,
             sizes=(*WIDTHS, "beyond_a_thousand"),
-            narrow_sizes=("many", "wide", "beyond_a_thousand"),
+            narrow_sizes=("many", "wide", "long_and_wide"),
             special=HUGE,
             smoke="first dtype",
             vectors=(
@@ -92,7 +93,7 @@ CHANNELS = {
             observe_loss,
             reference=loss_reference,
             sizes=("many", "crowd", "one_id", "many_ids", "beyond_a_thousand"),
-            narrow_sizes=("many_ids", "beyond_a_thousand"),
+            narrow_sizes=("many_ids", "long_and_wide"),
             special=(replace(PLAIN, scale=1e5),),  # logits beyond the range of exp
             smoke="first dtype",
             published=frozen.loss,
@@ -118,7 +119,7 @@ CHANNELS = {
             ("advance", "state"),
             observe_states,
             sizes=("many", "crowd", "beyond_a_thousand"),
-            narrow_sizes=("beyond_a_thousand",),
+            narrow_sizes=("long_and_wide",),
             cost=2,
             smoke="first dtype",
             published=frozen.decode,
@@ -131,7 +132,7 @@ CHANNELS = {
             observe_decode,
             reference=decode_reference,
             sizes=(*WIDTHS, "beyond_a_thousand"),
-            narrow_sizes=("beyond_a_thousand",),
+            narrow_sizes=("long_and_wide",),
             special=HUGE,
             cost=2,
         ),
@@ -167,6 +168,7 @@ CHANNELS = {
             dropout.prepare,
             min_time=2,
             only=(*dropout.CASES, *dropout.RATES, *masks.CASES),
+            only_compiled=(dropout.CASES[1], dropout.RATES[0], dropout.RATES[-1], *masks.CASES),
             cost=40,
             once=True,
         ),
@@ -253,6 +255,17 @@ CHANNELS = {
             smoke="first dtype",
             smoke_weights="ties",
             once=True,
+        ),
+        Channel(
+            "odds",
+            "sampling",
+            "a thousand equal logits of a narrow model are drawn from alike",
+            ("advance",),
+            sampling.written,
+            sampling.judge,
+            ("bfloat16", "float16"),
+            only=EVEN,
+            cost=3,
         ),
         Channel(
             "determinism",

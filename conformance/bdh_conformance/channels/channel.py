@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Literal
 
 import numpy as np
@@ -48,6 +49,7 @@ class Channel:
     narrow_sizes: tuple[str, ...] = ()  # the same in the narrow types
     special: tuple[Case, ...] = ()  # where else some mistakes hide
     only: tuple[Case, ...] = ()  # instead of structured cases, where just these will do
+    only_compiled: tuple[Case, ...] = ()  # fewer of them, for a port that compiles each in seconds
     kinked: Callable[[Case], bool] = lambda case: False  # whether it shows that float32 rounding flips a relu
     partial: bool = False  # asks for more than its verbs where a port claims more
     cost: int = 1  # how many times dearer a case is than one of logits
@@ -107,7 +109,7 @@ def expect_of(
     return {
         name: Expectation(
             expectation.reference,
-            np.max([way[name].allowed for way in ways], axis=0),
+            reduce(np.maximum, (way[name].allowed for way in ways)),  # of each row, or of all alike
             max(way[name].allowed_slope for way in ways),
         )
         for name, expectation in ways[0].items()

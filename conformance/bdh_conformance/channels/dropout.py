@@ -12,6 +12,7 @@ norm's eps makes the scale 1/(1-p) visible.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
@@ -34,9 +35,10 @@ from bdh_spec.optimizer import begin, update
 from bdh_spec.params import Array, cast
 from bdh_spec.rope import Phase
 
-DRAWS = 240
+DRAWS, MORE_DRAWS = 240, 600  # more where all masks but one are rare
 SAME = 1e-9  # losses no further apart are one
 STILL = AdamW(learning_rate=0.0, weight_decay=0.0)  # training that moves nothing
+RARELY = 1e-8  # the chance at which a count is taken for none of these draws
 SIGMAS = 8.0  # of the chi-square statistic; its tail is wider than a normal one
 
 # Two draws give one loss with a chance of at most 0.1443, the largest sum of squared chances over the cases: two seeds give one
@@ -71,6 +73,11 @@ def prepare(case: Case) -> Case:
     return case if case in (*CASES, *RATES, *masks.CASES) else (*CASES, *RATES)[case.seed % len((*CASES, *RATES))]
 
 
+def enough(case: Case) -> int:
+    """Draws that tell a rate from no dropout at all, or from dropping everything."""
+    return DRAWS if 0.05 < case.config.dropout < 0.95 else MORE_DRAWS
+
+
 class Outcomes(NamedTuple):
     """What masks can do to a case, by rising loss."""
 
@@ -90,7 +97,7 @@ def observe(model: Model, case: Case) -> dict[str, Array]:
     seen = {
         "before.logits": before,
         "before.loss": np.array(still),
-        "losses": np.array(draws(model, case, STILL, DRAWS)),
+        "losses": np.array(draws(model, case, STILL, enough(case))),
         "losses.again": np.array(draws(model, case, STILL, SEEDED)),
         **{f"losses.seed_{seed}": np.array(draws(model, case, replace(STILL, seed=seed), SEEDED)) for seed in OTHER_SEEDS},
         "losses.in_turns": np.array(in_turns(model, case)),
@@ -162,8 +169,13 @@ def drawn(losses: Array, possible: Outcomes, allowed: float) -> Iterator[Compari
     yield among("training.losses", losses, possible.losses[nearest], allowed)
     counts = np.bincount(nearest, minlength=len(possible.losses))
     statistic = abs(surprise(counts, possible.chances))
-    complaint = frequencies_say(counts, possible.chances, statistic) if statistic > SIGMAS else ""
+    complaint = frequencies_say(counts, possible.chances, len(losses)) if statistic > SIGMAS else ""
     yield Comparison("training.frequencies", statistic, SIGMAS, complaint)
+    # Near 0 and 1 all masks but one are so rare that the statistic, which dreads them, sees nothing.
+    best = int(np.argmax(possible.chances))
+    by_chance = at_most_so_likely(int(counts[best]), len(losses), float(possible.chances[best]))
+    complaint = frequencies_say(counts[[best]], possible.chances[[best]], len(losses)) if by_chance < RARELY else ""
+    yield Comparison("training.likeliest", float("inf") if complaint else 0.0, 0.0, complaint)
 
 
 def which(losses: Array, possible: Outcomes) -> Array:
@@ -221,11 +233,28 @@ def after_step(case: Case, dtype: str, phase: Phase, outcome: int) -> dict[str, 
     return expect(step, case.params, dtype)
 
 
-def frequencies_say(counts: Array, chances: Array, statistic: float) -> str:
-    """The mask whose share is the furthest off."""
-    worst = int(np.argmax(np.abs(counts / counts.sum() - chances)))
-    share, chance = counts[worst] / counts.sum(), chances[worst]
-    return f"masks are drawn {statistic:.0f} sigmas off: one loss comes in {share:.1%} of {DRAWS} steps, wanted {chance:.1%}"
+def frequencies_say(counts: Array, chances: Array, steps: int) -> str:
+    """The mask whose share of all steps is the furthest off."""
+    worst = int(np.argmax(np.abs(counts / steps - chances)))
+    share, chance = counts[worst] / steps, chances[worst]
+    return f"masks are not drawn at their rate: one loss comes in {share:.1%} of {steps} steps, wanted {chance:.1%}"
+
+
+def at_most_so_likely(count: int, n: int, chance: float) -> float:
+    """How likely ``count`` of ``n`` draws is, or a number still further from what is expected on its side."""
+    further = range(count, n + 1) if count > n * chance else range(count + 1)
+    if not 0 < chance < 1:
+        return 1.0
+    return math.fsum(
+        math.exp(
+            math.lgamma(n + 1)
+            - math.lgamma(k + 1)
+            - math.lgamma(n - k + 1)
+            + k * math.log(chance)
+            + (n - k) * math.log1p(-chance)
+        )
+        for k in further
+    )
 
 
 def surprise(counts: Array, chances: Array) -> float:

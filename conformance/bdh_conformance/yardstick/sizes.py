@@ -110,6 +110,14 @@ def with_tokens(batch: int, time: int) -> Shape:
     return BDHConfig(2, 6, 0.1, 2, 2, 11), batch, time  # one model for all: JAX shares its programs
 
 
+def long_and_wide(rng: np.random.Generator, longest: int) -> Shape:
+    """A text longer than 1,024 tokens for a narrow type, whose rounding turns some relus on any port.
+
+    One neuron of a hundred that turns is little beside the others; of a dozen it makes another row, and no two ports agree.
+    """
+    return BDHConfig(2, 16, 0.1, 2, 8, 11), 2, int(rng.integers(1025, longest + 1))
+
+
 SIZES = {
     sizes.name: sizes
     for sizes in (
@@ -124,6 +132,7 @@ SIZES = {
         Sizes("beside_a_block", beside_a_block),
         Sizes("between_blocks", between_blocks),
         Sizes("beyond_a_thousand", beyond_a_thousand),
+        Sizes("long_and_wide", long_and_wide),
     )
 }
 WIDTHS = ("many", "crowd", "wide", "one_id", "many_ids", "indivisible", "in_blocks")
