@@ -200,6 +200,7 @@ def test_a_gradient_keeps_one_table_and_nothing_else_that_has_an_axis_of_neurons
     assert sum(kept["streamed"].values()) < of_a_layer / 2
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_the_suite_finds_nothing(dtype: str) -> None:
     """The structured cases of the standard tier, which float64 above does not replace: rounding, states, training, orders."""

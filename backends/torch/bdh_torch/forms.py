@@ -1,6 +1,6 @@
 """Which of several forms that compute the same reads a text: all thresholds in one place, each from a measurement.
 
-``kernel``: plain is the form to read beside the specification, streamed the one that never holds all neurons.
+``kernel``: plain, the default, is the form to read beside the specification, streamed the one that never holds all neurons.
 ``attention``: parallel reads a text by its scores, chunked in pieces that see earlier ones through the state, recurrent
 token by token. None chooses what is fastest.
 """
@@ -22,8 +22,6 @@ CHUNK = 256  # tokens read at once on top of a state
 WHOLE, WHOLE_WITH_GRADIENTS = 512, 1024
 # The same by the streamed kernel, which leaves out what is above the diagonal.
 WHOLE_STREAMED, WHOLE_STREAMED_NARROW = 1024, 2048
-# Bytes of neurons of all heads from which on the streamed kernel is faster: less fits near a core in one piece.
-LARGE = 2**23
 
 
 def known(name: str | None, names: Any) -> Any:
@@ -44,8 +42,6 @@ def chunk(T: int, attention: Attention | None, dtype: torch.dtype) -> int:
     return T if attention == "parallel" or (attention is None and whole >= T) else CHUNK
 
 
-def streams(kernel: Kernel | None, size: int, device: torch.device) -> bool:
-    """Whether neurons of ``size`` bytes in all are streamed: by name, or on a CPU where it pays. Compilers cannot read it."""
-    if torch.compiler.is_compiling() or kernel == "plain":
-        return False
-    return kernel == "streamed" or (device.type == "cpu" and size >= LARGE)
+def streams(kernel: Kernel | None) -> bool:
+    """Whether the streamed kernel reads: where it is asked for by name, and no compiler is at work, which cannot read it."""
+    return kernel == "streamed" and not torch.compiler.is_compiling()

@@ -174,8 +174,7 @@ class BDH(nn.Module):
             return False  # what turns the two neurons of a pair differently is no complex number
         if self.attn.phase == "float32" and idx.shape[1] > self._chunk(idx.shape[1]):
             return False  # phases that are rounded at each position are not relative
-        size = idx.numel() * self.encoder[..., 0, :].numel() * self.encoder.element_size()
-        return forms.streams(self.kernel, size, self.encoder.device)
+        return forms.streams(self.kernel)
 
     def _chunk(self, T: int) -> int:
         """How many tokens the streamed kernel reads by their scores."""
