@@ -17,8 +17,7 @@ from bdh_conformance.yardstick.tolerances import FLOAT64, Expectation
 from bdh_spec import RecurrentState as ExportedState
 from bdh_spec import get_backend
 from bdh_spec.rope import PHASES, Phase
-from bdh_torch import BDH, RecurrentState
-from bdh_torch import model as module
+from bdh_torch import BDH, RecurrentState, forms
 from bdh_torch.backend import TorchBackend, TorchModel
 
 CASES = {name: Case(config, time=11, seed=1, scale=10) for name, config in CONFIGS.items()}
@@ -29,9 +28,9 @@ each_phase = pytest.mark.parametrize("phase", PHASES)
 @pytest.fixture
 def short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lengths at which small texts already take the chunked form, the last chunk ragged."""
-    monkeypatch.setattr(module, "CHUNK", 4)
-    monkeypatch.setattr(module, "WHOLE", 5)
-    monkeypatch.setattr(module, "WHOLE_WITH_GRADIENTS", 5)
+    monkeypatch.setattr(forms, "CHUNK", 4)
+    monkeypatch.setattr(forms, "WHOLE", 5)
+    monkeypatch.setattr(forms, "WHOLE_WITH_GRADIENTS", 5)
 
 
 def both(case: Case, phase: Phase = "exact") -> tuple[TorchModel, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from bdh_spec.model import Stages
 from bdh_spec.params import Array, Params
 from bdh_spec.protocol import VERBS, Backend, Batch, Capabilities, Model
 from bdh_spec.rope import Phase
+from bdh_torch.forms import Kernel
 from bdh_torch.layer import wide
 from bdh_torch.model import BDH, RecurrentState
 from bdh_torch.optimizer import Optimizer, add
@@ -54,10 +55,12 @@ def full_precision() -> Iterator[None]:
 class TorchModel(Model):
     """A ``BDH`` behind the protocol."""
 
-    def __init__(self, params: Params, config: BDHConfig, *, device: str, dtype: str, phase: Phase) -> None:
+    def __init__(
+        self, params: Params, config: BDHConfig, *, device: str, dtype: str, phase: Phase, kernel: Kernel | None = None
+    ) -> None:
         super().__init__(config, device=device, dtype=dtype, phase=phase)
         with torch.device("meta"):  # no weights to draw: they are given
-            self.module = BDH(config, phase=phase).eval()
+            self.module = BDH(config, phase=phase, kernel=kernel).eval()
         weights = {name: from_numpy(weight, device, dtype) for name, weight in zip(NAMES, params, strict=True)}
         freqs = stored(self.module.attn.table).to(device)
         self.module.load_state_dict({**weights, "attn.freqs": freqs}, assign=True)
@@ -174,6 +177,7 @@ class TorchBackend(Backend):
     """The port named ``torch``."""
 
     name = "torch"
+    kernel: ClassVar[Kernel | None] = None  # the fastest
     capabilities = Capabilities(dtypes=DTYPES, verbs=VERBS)
 
     def version(self) -> str:
@@ -191,7 +195,19 @@ class TorchBackend(Backend):
     def _load(self, params: Params, config: BDHConfig, *, device: str, dtype: str, phase: Phase) -> Model:
         if device == "mps" and dtype == "float64":
             raise CapabilityError("the torch port has no dtype 'float64' on mps: choose float32, or the device cpu")
-        return TorchModel(params, config, device=device, dtype=dtype, phase=phase)
+        return TorchModel(params, config, device=device, dtype=dtype, phase=phase, kernel=self.kernel)
+
+
+class StreamedTorchBackend(TorchBackend):
+    """The same with the streamed kernel at every size: bdh-conform bdh_torch.backend:StreamedTorchBackend."""
+
+    kernel = "streamed"
+
+
+class PlainTorchBackend(TorchBackend):
+    """The same with the plain kernel at every size."""
+
+    kernel = "plain"
 
 
 def from_numpy(value: Array, device: str, dtype: str) -> Tensor:

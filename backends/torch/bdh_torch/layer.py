@@ -68,5 +68,10 @@ def layer(
     xy_sparse = note("xy_sparse", drop(multiply(y_sparse, x_sparse)))  # h B*T N  R7, R8
     # The product of merged heads is the sum of the heads' own products.
     decoded = note("decoded", torch.bmm(xy_sparse, weights.decoder.view(nh, N, D)).sum(0).view(B, T, D))  # R9
-    y = note("y", layer_norm(decoded))
-    return note("x", layer_norm(x + y))  # B T D  R10
+    return residual(x, decoded, note)
+
+
+def residual(x: Tensor, decoded: Tensor, note: Note = unnoted) -> Tensor:
+    """The end of a layer, from what the decoder returned: the next x (R9, R10)."""
+    y = note("y", layer_norm(decoded).to(x.dtype))
+    return note("x", layer_norm(x + y))  # B T D

@@ -5,7 +5,8 @@ Axes: B batch, T time, h head (nh of them), N neurons per head, D embedding widt
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,14 +19,11 @@ from bdh_spec.model import IGNORE
 from bdh_spec.params import INIT_STD
 from bdh_spec.rope import Phase
 from bdh_spec.sampling import Sampling, check_length, sample, uniform
+from bdh_torch import forms, streamed
 from bdh_torch.attention import Note, attend, unnoted, without_padding, write
-from bdh_torch.layer import Weights, layer, layer_norm, wide
+from bdh_torch.forms import Attention, Kernel
+from bdh_torch.layer import Weights, layer, layer_norm, residual, wide
 from bdh_torch.rope import Rotary, check_frequencies
-
-CHUNK = 256  # tokens read at once on top of a state
-# The longest text that is read at once, without a state: its scores (T, T) cost less than states up to about here, measured on
-# a CPU at the default size. With gradients every chunk's state is kept, which moves the crossing.
-WHOLE, WHOLE_WITH_GRADIENTS = 512, 1024
 
 
 @dataclass(frozen=True)
@@ -46,9 +44,17 @@ class BDH(nn.Module):
     torch.Size([1, 8, 256])
     """
 
-    def __init__(self, config: BDHConfig, *, phase: Phase = "exact") -> None:
+    def __init__(
+        self,
+        config: BDHConfig,
+        *,
+        phase: Phase = "exact",
+        kernel: Kernel | None = None,
+        attention: Attention | None = None,
+    ) -> None:
+        """``kernel`` and ``attention`` choose one of the forms that compute the same: see ``bdh_torch.forms``."""
         super().__init__()
-        self.config = config
+        self.config, self.kernel, self.attention = config, forms.known(kernel, Kernel), forms.known(attention, Attention)
         V, D, nh, N = config.vocab_size, config.n_embd, config.n_head, config.n_neurons
         self.embed = nn.Embedding(V, D)
         self.encoder = nn.Parameter(torch.empty(nh, D, N))
@@ -90,10 +96,14 @@ class BDH(nn.Module):
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Tokens (B, T) to logits (B, T, V), and their loss if targets are given, already shifted (R12)."""
         _demand_rectangle(idx)
-        if idx.shape[1] <= (WHOLE_WITH_GRADIENTS if torch.is_grad_enabled() else WHOLE):
+        if self.attention == "recurrent":
+            logits, _ = self._advance(self.init_state(idx.shape[0]), torch.split(idx, 1, dim=1), donate=True)
+        elif self._streams(idx):
+            logits = self._stream(idx, None)
+        elif self.attention != "chunked" and (self.attention == "parallel" or forms.is_read_whole(idx.shape[1])):
             logits = self.trace(idx)
         else:
-            logits, _ = self.advance(self.init_state(idx.shape[0]), idx, donate=True)
+            logits, _ = self._advance(self.init_state(idx.shape[0]), torch.split(idx, forms.CHUNK, dim=1), donate=True)
         return logits, None if targets is None else loss(logits, targets)
 
     def init_state(self, batch: int = 1) -> RecurrentState:
@@ -110,12 +120,11 @@ class BDH(nn.Module):
         place, unless gradients are recorded, which need what it was.
         """
         _demand_rectangle(idx)
-        logits = []
-        for chunk in torch.split(idx, CHUNK, dim=1):
-            part, state = self._advance_chunk(state, chunk, donate=donate and not torch.is_grad_enabled())
-            logits.append(part)
-            donate = True  # from here on the state is nobody else's
-        return torch.cat(logits, dim=1), state
+        if not torch.is_grad_enabled() and self._streams(idx):
+            layers = state.layers if donate else tuple(memory.clone() for memory in state.layers)
+            logits = self._stream(idx, replace(state, layers=layers))
+            return logits, RecurrentState(state.position + idx.shape[1], layers)
+        return self._advance(state, torch.split(idx, forms.CHUNK, dim=1), donate=donate)
 
     @torch.no_grad()
     def generate(
@@ -158,6 +167,39 @@ class BDH(nn.Module):
         if kept is None or self.attn.in_pairs:
             return torch.arange(idx.shape[1], device=idx.device)
         return (kept.long().cumsum(1) - 1).clamp(min=0)
+
+    def _streams(self, idx: Tensor) -> bool:
+        """Whether these tokens are read by the streamed kernel."""
+        if not self.attn.in_pairs:
+            return False  # what turns the two neurons of a pair differently is no complex number
+        if self.attn.phase == "float32" and idx.shape[1] > self._chunk(idx.shape[1]):
+            return False  # phases that are rounded at each position are not relative
+        return forms.streams(self.kernel)
+
+    def _chunk(self, T: int) -> int:
+        """How many tokens the streamed kernel reads by their scores."""
+        return forms.chunk(T, self.attention, self.encoder.dtype)
+
+    def _stream(self, idx: Tensor, state: RecurrentState | None) -> Tensor:
+        """Logits by the streamed kernel. A state is updated in place."""
+        T, start = idx.shape[1], state.position if state else 0
+        x, chunk = layer_norm(self.embed(idx)), self._chunk(T)  # B T D  R1
+        rotations = self.attn.relative(start, T, chunk, wide(self.encoder.dtype))
+        dropout = self.drop.p if self.training else 0.0
+        memories = state.layers if state else (None,) * self.config.n_layer
+        for memory in memories:
+            blank = state is not None and state.blank
+            decoded = streamed.gated(x, self.weights, rotations, chunk, memory, blank=blank, dropout=dropout)
+            x = residual(x, decoded)
+        return x @ self.lm_head  # B T V  R11
+
+    def _advance(self, state: RecurrentState, chunks: Sequence[Tensor], *, donate: bool) -> tuple[Tensor, RecurrentState]:
+        logits = []
+        for chunk in chunks:
+            part, state = self._advance_chunk(state, chunk, donate=donate and not torch.is_grad_enabled())
+            logits.append(part)
+            donate = True  # from here on the state is nobody else's
+        return torch.cat(logits, dim=1), state
 
     def _advance_chunk(self, state: RecurrentState, idx: Tensor, *, donate: bool) -> tuple[Tensor, RecurrentState]:
         x, rotations = self._start(idx, state.position + torch.arange(idx.shape[1], device=idx.device))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +15,16 @@ from bdh_spec.model import frequencies_of
 from bdh_spec.params import Array
 from bdh_spec.rope import Phase
 from bdh_spec.stored_table import TABLE_ROUNDING, is_stored, is_the_table
+
+
+class Rotations(NamedTuple):
+    """Phases as one complex number per pair of neurons: of the first chunk's positions, and how far each chunk is further on.
+
+    Phases are relative: those of a position are those of its place in the chunk, turned on by the chunk's.
+    """
+
+    local: Tensor  # C N/2
+    shifts: Tensor  # chunks N/2, the first of which is no turn
 
 
 class Rotary(nn.Module):
@@ -38,6 +49,14 @@ class Rotary(nn.Module):
 
     def forward(self, positions: Tensor, dtype: torch.dtype) -> Tensor:
         return rotation(positions, self.fixed, dtype, self.phase)
+
+    def relative(self, start: int, T: int, chunk: int, dtype: torch.dtype) -> Rotations:
+        """The phases of T positions from ``start`` on, as those of a chunk and how far each chunk is turned on."""
+        places, starts = (
+            torch.arange(min(chunk, T), device=self.fixed.device),
+            torch.arange(0, T, chunk, device=self.fixed.device),
+        )
+        return Rotations(*(torch.view_as_complex(self(positions, dtype)) for positions in (start + places, starts)))
 
     def reset(self, device: torch.device) -> None:
         """Fill both tables, which are empty in a model that was built on the meta device."""
