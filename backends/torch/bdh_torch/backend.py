@@ -177,7 +177,7 @@ class TorchBackend(Backend):
     """The port named ``torch``."""
 
     name = "torch"
-    kernel: ClassVar[Kernel | None] = None  # the fastest
+    kernel: ClassVar[Kernel | None] = None  # the default
     capabilities = Capabilities(dtypes=DTYPES, verbs=VERBS)
 
     def version(self) -> str:

@@ -2,7 +2,7 @@
 
 ``kernel``: plain, the default, is the form to read beside the specification, streamed the one that never holds all neurons.
 ``attention``: parallel reads a text by its scores, chunked in pieces that see earlier ones through the state, recurrent
-token by token. None chooses what is fastest.
+token by token. None chooses by the length of the text.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ WHOLE_STREAMED, WHOLE_STREAMED_NARROW = 1024, 2048
 def known(name: str | None, names: Any) -> Any:
     """A form by its name, or None."""
     if name is not None and name not in get_args(names):
-        raise ConfigError(f"no form is named {name!r}: there are {', '.join(get_args(names))}, or None for the fastest")
+        raise ConfigError(f"no form is named {name!r}: there are {', '.join(get_args(names))}, or None")
     return name
 
 
