@@ -138,4 +138,4 @@ def test_a_norm_over_two_features_is_judged_in_no_long_text_of_a_narrow_type() -
 def test_some_channel_of_the_standard_tier_meets_each_class_of_sizes() -> None:
     from bdh_conformance.yardstick.sizes import SIZES
 
-    assert {name for channel in CHANNELS.values() for name in channel.sizes} == set(SIZES)
+    assert {name for channel in CHANNELS.values() for name in (*channel.sizes, *channel.narrow_sizes)} == set(SIZES)

@@ -367,7 +367,7 @@ def strip(folder: Path) -> None:
         (flip, "expected.safetensors is not what its manifest sealed"),
         (age, "has schema 0, this suite reads 1"),
         (tear, "has no manifest that can be read"),
-        (forget, "is no manifest of a case (lacks 'decode')"),
+        (forget, "is damaged, or not what it seems (KeyError: 'decode')"),
         (enlist, "has schema None, this suite reads 1"),
         (strip, "holds no vectors: write them there with bdh-conform vectors export"),
     ],

@@ -140,6 +140,8 @@ def test_misuse_exits_2_and_says_who_complains(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "bdh-train: ./none.txt does not exist: check the path\n")
 
 
+# The tests of other ports may have left JAX in this process, which warns of every fork.
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_full_disk_is_one_sentence(text: Path, tmp_path: Path) -> None:
     """No file of this process may be longer than 20,000 bytes, which a checkpoint is."""
 

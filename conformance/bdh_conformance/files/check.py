@@ -52,7 +52,8 @@ class Verdict:
     def as_dict(self) -> dict[str, Any]:
         """For JSON, which has no infinity: an error that no number tells is null."""
         told = asdict(self.comparison) if self.comparison else {}
-        told.pop("stage", None)
+        for name in ("stage", "by_token"):
+            told.pop(name, None)
         if told.get("error") == float("inf"):
             told["error"] = None
         return {"name": self.name, "status": self.status, "dtype": self.dtype, **told}
