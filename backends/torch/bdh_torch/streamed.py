@@ -95,6 +95,7 @@ def gated(
         x, weights = x.to(narrow), Weights(*(weight.to(narrow) for weight in weights))
     with torch.autocast(device, enabled=False):
         if memory is None and torch.is_grad_enabled():
+            # PyTorch has not typed apply.
             decoded: Tensor = _Gated.apply(x, *weights, rotations, chunk, drop)  # type: ignore[no-untyped-call]
             return decoded
         return _read(x, weights, rotations, chunk, drop, memory, blank=blank)[0]

@@ -88,7 +88,7 @@ MISTAKES: dict[str, dict[str, Callable[[Model, Case], object]]] = {
     "forward": {
         "id_too_large": lambda m, c: m.forward(with_one(c.tokens, c.config.vocab_size)),
         "id_negative": lambda m, c: m.forward(with_one(c.tokens, -1)),
-        **{
+        **{  # mypy takes no lambda whose defaults its type does not tell
             f"id_of_{bits}_bits": lambda m, c, bits=bits: m.forward(with_one(c.tokens, 2**bits))  # type: ignore[misc]
             for bits in (16, 31, 32, 40)
         },
