@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -80,11 +81,6 @@ def names(mistake: Mistake, check: Check, case: Case) -> bool:
     return mistake.name in [known.name for group in found[:3] for known in group]
 
 
-def accused(backend: Backend) -> list[str]:
-    """The channels of the structured cases that a legal variant fails."""
-    return [name for name in CHANNELS if first_failure(backend, name)]
-
-
 def accused_in_standard(backend: Backend) -> list[str]:
     """The checks of the standard tier that an honest port fails."""
     run = Run(backend)
@@ -101,9 +97,9 @@ def hostile_caught(name: str) -> bool:
     return all(first_failure(HOSTILE[name].backend(), channel) for channel in HOSTILE[name].channels)
 
 
-def legal_accused(name: str) -> list[str]:
-    """The channels that a legal variant fails."""
-    return accused(LEGAL[name].backend())
+def legal_accused(channel: str) -> list[str]:
+    """The legal variants that fail a channel: one after another, because what is expected of them is the same."""
+    return [name for name, legal in LEGAL.items() if first_failure(legal.backend(), channel)]
 
 
 def port_accused(name: str) -> list[str]:
@@ -111,25 +107,36 @@ def port_accused(name: str) -> list[str]:
     return accused_in_standard(get_backend(name))
 
 
-def each(
-    pool: ProcessPoolExecutor, judge: Callable[[str], T], names: Iterable[str], what: str, progress: Progress
-) -> dict[str, T]:
-    """A judgement of everything named, with a bar."""
+def quiet() -> None:
+    """What planted bugs divide by, and cast to, is their own affair."""
+    np.seterr(all="ignore")
+    warnings.simplefilter("ignore")
+
+
+def each(pool: ProcessPoolExecutor, judge: Callable[[str], T], names: Iterable[str], what: str, say: Console) -> dict[str, T]:
+    """A judgement of everything named, with a bar, or where nobody watches with a line at each tenth."""
     asked = list(names)
-    return dict(zip(asked, progress.track(pool.map(judge, asked), total=len(asked), description=what), strict=True))
+    with Progress(console=say, transient=True, disable=not say.is_terminal) as progress:
+        judged = []
+        for judgement in progress.track(pool.map(judge, asked), total=len(asked), description=what):
+            judged.append(judgement)
+            if not say.is_terminal and 10 * len(judged) // len(asked) > 10 * (len(judged) - 1) // len(asked):
+                say.print(f"{what}: {len(judged)} of {len(asked)}")
+    return dict(zip(asked, judged, strict=True))
 
 
 @click.command()
-@click.option("--ports", default="numpy", show_default=True, help="Honest ports to run the standard tier on, by commas.")
+@click.option("--ports", default="", help="Honest ports to run the standard tier on as well, by commas.")
 @click.option("--jobs", default=os.cpu_count() or 1, show_default="one a core", help="Processes to work in.")
 def main(ports: str, jobs: int) -> None:
     """Print the score; exit 1 unless every mistake is caught by all its channels and named, and nobody is accused."""
     say = Console(stderr=True)
-    with Progress(console=say, transient=True) as progress, ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        scores = each(pool, scored, MISTAKES, "mistakes", progress)
-        hostile = each(pool, hostile_caught, HOSTILE, "hostile ports", progress)
-        honest = each(pool, legal_accused, LEGAL, "legal variants", progress)
-        honest |= each(pool, port_accused, ports.split(","), "honest ports", progress)
+    with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=quiet) as pool:
+        scores = each(pool, scored, MISTAKES, "mistakes", say)
+        hostile = each(pool, hostile_caught, HOSTILE, "hostile ports", say)
+        by_channel = each(pool, legal_accused, CHANNELS, "legal variants by channel", say)
+        honest = {name: [channel for channel, found in by_channel.items() if name in found] for name in LEGAL}
+        honest |= each(pool, port_accused, filter(None, ports.split(",")), "honest ports", say)
     free = [name for name, s in scores.items() if not s.channels]
     partly = [f"{name} by {', '.join(s.missed)}" for name, s in scores.items() if s.channels and s.missed]
     unnamed = [name for name, s in scores.items() if s.channels and not s.named]

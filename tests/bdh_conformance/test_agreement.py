@@ -142,3 +142,18 @@ def test_a_trained_model_is_allowed_no_more_in_a_long_text_than_rounding_makes(t
     tokens = np.frombuffer((b"Objects are compared by the values that they hold. " * 8)[:time], np.uint8)[None]
     logits = expect(lambda p: {"logits": model.forward(tokens, p, config)}, params, "float32", runs=2)["logits"]
     assert np.max(logits.allowed) < 5e-5
+
+
+def test_r15_a_relu_that_rounding_may_flip_flips_in_a_run_or_in_its_mirror() -> None:
+    """One that no run flipped accused a port in which it did."""
+    params = Params(*[np.array([[1.0, 1 + 2.0**-23]])] * 5)
+
+    def run(p: Params) -> dict[str, np.ndarray]:
+        low, high = np.split(p.embed * 1.5, 2, axis=1)
+        return {"slope": np.where(high - low > 0, 1.0, 2.0)}
+
+    def allows_both(seed: int, *, kinked: bool) -> bool:
+        return bool(np.max(expect(run, params, "float32", seed=seed, runs=2, kinked=kinked)["slope"].allowed) >= 1)
+
+    assert all(allows_both(seed, kinked=True) for seed in range(40))
+    assert not all(allows_both(seed, kinked=False) for seed in range(40))

@@ -3,6 +3,7 @@
 torchrun --nproc_per_node 2 train_on_many.py FOLDER
 """
 
+import gc
 import sys
 from pathlib import Path
 
@@ -28,6 +29,8 @@ SIZES = {
 def main(folder: str) -> None:
     by_trainer(folder, 2)
     by_hand(folder, 2)
+    dist.barrier()  # a process that ends while the other still talks to it may abort
+    gc.collect()  # nothing that was distributed outlives its group
     dist.destroy_process_group()
 
 

@@ -571,7 +571,8 @@ R12 = [
     ),
     LOSS(
         "loss_of_last_token",
-        "return float(-log_softmax(logits[:, -1])[np.arange(len(targets)), targets[:, -1]].mean())",
+        "last = counted & (np.arange(targets.shape[-1]) == targets.shape[-1] - 1); "
+        "return float(-log_softmax(logits[last])[np.arange(last.sum()), targets[last]].mean())",
         "the loss is that of the last token",
     ),
     LOSS(
@@ -1322,7 +1323,7 @@ OWN_FREQUENCIES = [
     ),
     UPDATE(
         "own_table_trained",
-        "update(self._params, slopes, optimizer); self.config = type(self.config)(**self.config.as_dict(), "
+        "update(self._params, slopes, native, rate); self.config = type(self.config)(**self.config.as_dict(), "
         "freqs=self.config.freqs and type(self.config.freqs)(self.config.freqs.array + np.float32(1e-3)))",
         "a step of training moves the model's own frequencies",
         ("frequencies",),

@@ -6,10 +6,12 @@ real ones, so that errors, states and ``isinstance`` mean the same on both sides
 
 from __future__ import annotations
 
+import ast
 import builtins
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from types import CodeType, ModuleType, SimpleNamespace
+from types import CodeType, MappingProxyType, ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import bdh_spec
@@ -44,14 +46,35 @@ def variant(name: str, changes: tuple[Change, ...]) -> Backend:
     >>> variant("theta", (Change("rope", "THETA = 2.0**16", "THETA = 10000.0"),)).version()
     'numpy with theta'
     """
-    copies: dict[str, Any] = {}
-    for module in MODULES:
-        copies[f"bdh_spec.{module}"] = load(module, tuple(c for c in changes if c.module == module), copies)
-    backend: type[Backend] = copies["bdh_spec.numpy_backend"].NumpyBackend
+    backend: type[Backend] = copied(changes, unchanged())["numpy_backend"].NumpyBackend
     return type(name, (backend,), {"name": name, "version": lambda self: f"numpy with {name}"})()
 
 
-def load(module: str, changes: tuple[Change, ...], copies: dict[str, Any]) -> ModuleType:
+@cache
+def unchanged() -> dict[str, ModuleType]:
+    """A private copy of each module as it is, which variants share."""
+    return copied(())
+
+
+def copied(changes: tuple[Change, ...], known: Mapping[str, ModuleType] = MappingProxyType({})) -> dict[str, ModuleType]:
+    """Private copies of all modules: of ``known`` those that have no change and import no module that has."""
+    copies: dict[str, ModuleType] = {}
+    for module in MODULES:
+        own = tuple(change for change in changes if change.module == module)
+        same = not own and all(copies[other] is known.get(other) for other in imports(module))
+        copies[module] = known[module] if same and module in known else load(module, own, copies)
+    return copies
+
+
+@cache
+def imports(module: str) -> frozenset[str]:
+    """The modules of a copy that one of them imports."""
+    found = {node for node in ast.walk(ast.parse(source(module))) if isinstance(node, ast.ImportFrom)}
+    named = {name for node in found for name in (node.module or "").split(".") + [alias.name for alias in node.names]}
+    return frozenset(named & set(MODULES))
+
+
+def load(module: str, changes: tuple[Change, ...], copies: Mapping[str, ModuleType]) -> ModuleType:
     """A private copy of a module, whose imports find the ``copies`` made before it."""
     # The real name, because dataclasses look their module up by it.
     copy = ModuleType(f"bdh_spec.{module}")
@@ -65,14 +88,14 @@ def load(module: str, changes: tuple[Change, ...], copies: dict[str, Any]) -> Mo
     return copy
 
 
-def finder(copies: dict[str, Any]) -> Any:
+def finder(copies: Mapping[str, ModuleType]) -> Any:
     """An ``__import__`` that prefers the copies."""
+    by_name = {f"bdh_spec.{module}": copy for module, copy in copies.items()}
 
     def find(name: str, *args: Any) -> Any:
         if name == "bdh_spec":
-            own = {full.removeprefix("bdh_spec."): copy for full, copy in copies.items()}
-            return SimpleNamespace(**(vars(bdh_spec) | own))
-        return copies[name] if name in copies else builtins.__import__(name, *args)
+            return SimpleNamespace(**(vars(bdh_spec) | dict(copies)))
+        return by_name[name] if name in by_name else builtins.__import__(name, *args)
 
     return find
 

@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import reduce
+from functools import lru_cache, reduce
 from typing import Literal
 
 import numpy as np
@@ -28,6 +28,7 @@ Reader = Callable[[Params, BDHConfig, Phase], Specification]
 Judge = Callable[[Observed, Case, str, Phase], list[Comparison]]
 
 LONG_NOISE_RUNS = 3
+REMEMBERED = 256  # expectations: those of a case that is made smaller, explained, or put to one planted bug after another
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,9 @@ def against(observed: Mapping[str, Array], expected: Mapping[str, Expectation]) 
     return compared
 
 
+@lru_cache(maxsize=REMEMBERED)
 def expect_of(
-    readers: Sequence[Reader],
+    readers: tuple[Reader, ...],
     compute: Callable[[Model, Case], Observed],
     case: Case,
     dtype: str,

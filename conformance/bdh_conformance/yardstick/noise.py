@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -26,6 +26,22 @@ class Precision(NamedTuple):
 FLOAT32 = Precision(2.0**-24, -125)
 
 
+class Draws(Protocol):
+    """Where the noise comes from."""
+
+    def uniform(self, low: float, high: float, size: tuple[int, ...] | None = None, /) -> Any: ...
+
+
+class Mirrored:
+    """The draws of a generator, negated: a number that one of the two moves away from zero the other moves towards it."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.rng = rng
+
+    def uniform(self, low: float, high: float, size: tuple[int, ...] | None = None, /) -> Any:
+        return -self.rng.uniform(-high, -low, size)
+
+
 class Noisy(np.ndarray[Any, Any]):
     """An array whose every result is off by up to half the spacing of numbers in another precision.
 
@@ -34,10 +50,10 @@ class Noisy(np.ndarray[Any, Any]):
     """
 
     precision: Precision
-    rng: np.random.Generator | None
+    rng: Draws | None
 
     @classmethod
-    def wrap(cls, values: Array, precision: Precision, rng: np.random.Generator | None) -> Noisy:
+    def wrap(cls, values: Array, precision: Precision, rng: Draws | None) -> Noisy:
         noisy = np.array(values, np.float64).view(cls)
         noisy.precision, noisy.rng = precision, rng
         return noisy

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from bdh_conformance.yardstick.noise import FLOAT32, Noisy, Precision, plain
+from bdh_conformance.yardstick.noise import FLOAT32, Draws, Mirrored, Noisy, Precision, plain
 from bdh_spec.dtypes import numpy_dtype
 from bdh_spec.params import Array, Params, cast
 
@@ -79,7 +79,8 @@ def expect(
     """What a port of this dtype must compute: ``run`` maps weights to named arrays by the specification.
 
     The weights are first rounded to the port's dtype: storing them is not the port's mistake. Noise is drawn ``runs`` times.
-    A ``kinked`` result has relus so near to zero that rounding flips some: noise as large as what it may amount to flips them.
+    A ``kinked`` result has relus so near to zero that rounding flips some: noise as large as what it may amount to, drawn and
+    then negated, flips each of them in one run or the other.
 
     >>> import numpy as np
     >>> expect(lambda p: {"sum": p.embed + p.embed}, Params(*[np.ones((1, 2))] * 5), "float64")["sum"].allowed
@@ -93,12 +94,20 @@ def expect(
     precision, share = PRECISION[dtype], 1.0
     if kinked:
         precision, share = precision._replace(unit=precision.unit * FACTOR[dtype]), FLIPS / FACTOR[dtype]
-    generators = [None, *(np.random.default_rng(seed + i) for i in range(runs))]
+    generators = [None, *draws(seed, runs, mirrored=kinked)]
     rounded = [run(noisy(held, precision, rng)) for rng in generators] + [single] * (dtype != "float64")
     return {
         name: honest(reference, [plain(other[name]) for other in rounded], dtype, share)
         for name, reference in references.items()
     }
+
+
+def draws(seed: int, runs: int, *, mirrored: bool) -> list[Draws]:
+    """Generators of as many runs, or of one more where each has its mirror."""
+    if not mirrored:
+        return [np.random.default_rng(seed + i) for i in range(runs)]
+    kinds: tuple[Callable[[np.random.Generator], Draws], ...] = (lambda rng: rng, Mirrored)
+    return [kind(np.random.default_rng(seed + i)) for i in range((runs + 1) // 2) for kind in kinds]
 
 
 def honest(reference: Array, runs: list[Array], dtype: str, share: float = 1.0) -> Expectation:
@@ -125,7 +134,7 @@ def allowed(error: Any, dtype: str) -> Any:
     return limit if limit.ndim else float(limit)
 
 
-def noisy(params: Params, precision: Precision, rng: np.random.Generator | None) -> Params:
+def noisy(params: Params, precision: Precision, rng: Draws | None) -> Params:
     """Float64 weights that infect everything computed from them with rounding."""
     return Params(*(Noisy.wrap(weight, precision, rng) for weight in params))
 
