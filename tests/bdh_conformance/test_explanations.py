@@ -72,6 +72,7 @@ class LaterBackend(NumpyBackend):
         return Later(params, config, **how)
 
 
+@pytest.mark.thorough  # held against every mistake of phases
 def test_r4_a_mistake_made_from_some_position_on_is_named() -> None:
     run = Run(LaterBackend())
     (check,) = plan(TIERS["smoke"], run.backend.capabilities, channels=("phases",), dtypes=("float32",), phases=("exact",))

@@ -97,6 +97,7 @@ def test_every_channel_that_a_mistake_names_catches_it_and_its_diagnosis_names_i
     assert score(MISTAKES[name]) == Score(name, MISTAKES[name].channels, (), True)
 
 
+@pytest.mark.thorough  # on all of the plan
 def test_a_channel_without_its_special_cases_misses_what_they_are_for(monkeypatch: pytest.MonkeyPatch) -> None:
     mistake = MISTAKES["relu_slope_at_zero_1"]
     assert score(mistake).missed == ()
@@ -130,6 +131,7 @@ def test_a_variant_leaves_the_specification_alone_and_speaks_its_types() -> None
 PLANTED = ("dropout_missing", "diagonal_kept", "gradient_of_sum", "logits_scaled")  # enough: a step of training takes long
 
 
+@pytest.mark.thorough  # six runs of each
 @pytest.mark.parametrize("name", [name for name, mistake in MISTAKES.items() if mistake.random])
 def test_a_diagnosis_names_what_answers_at_random_by_where_it_does(name: str) -> None:
     mistake, case = MISTAKES[name], dropout.CASES[0] if "determinism" not in MISTAKES[name].channels else PLAIN
@@ -142,6 +144,7 @@ def test_a_diagnosis_names_what_answers_at_random_by_where_it_does(name: str) ->
     assert all(other.random for other in named)
 
 
+@pytest.mark.thorough  # held against every mistake
 def test_a_port_that_repeats_itself_is_taken_for_none_that_does_not() -> None:
     observe = CHANNELS["determinism"].observe
     answers = repeated(lambda: observe(load(NumpyBackend(), PLAIN, "float32"), PLAIN))
@@ -153,6 +156,7 @@ def test_a_port_that_repeats_itself_is_taken_for_none_that_does_not() -> None:
     assert diagnose(answers[0], observe, PLAIN, others=trembling[1:]) == [], "no known mistake makes one gradient tremble"
 
 
+@pytest.mark.thorough  # held against every mistake of phases
 def test_r4_a_phase_too_large_for_float32_is_recognised_by_what_rounding_leaves_of_it() -> None:
     mistake, channel = MISTAKES["phases_not_wrapped"], CHANNELS["phases"]
     answer = channel.observe(load(mistake.backend(), PLAIN, "float32"), PLAIN)

@@ -92,7 +92,7 @@ def test_a_wrong_port_fails(conform, planted: str) -> None:
 
 def test_a_case_can_be_pasted_back(conform, planted: str) -> None:
     case = "B1 T5 L2 h2 D8 m4 V7 seed=7 scale=20"
-    assert conform("numpy", "--case", case)[0] == 0
+    assert conform("numpy", "--channel", "logits,decode,gradients", "--case", case)[0] == 0
     status, out, _ = conform(planted, "--channel", "decode", "--dtype", "float32", "--case", case)
     assert status == 1
     assert "--channel decode --dtype float32" in out

@@ -252,6 +252,7 @@ def test_nothing_is_evaluated_on_the_way_to_logits_loss_slopes_and_states() -> N
 
 
 @compiles
+@pytest.mark.thorough  # the compiler takes twenty seconds
 def test_a_compiled_training_step_takes_the_steps_of_a_plain_one() -> None:
     x, losses = text(b"abcabc"), []
     for wrap in (mx.compile, lambda step, **_: step):
@@ -273,7 +274,7 @@ def test_a_compiled_training_step_takes_the_steps_of_a_plain_one() -> None:
 
 
 @compiles
-@pytest.mark.parametrize("phase", ["exact", "float32"])
+@pytest.mark.parametrize("phase", ["exact", pytest.param("float32", marks=pytest.mark.thorough)])
 def test_a_compiled_decoding_step_is_traced_once_and_agrees_at_any_position(phase: rope.Phase) -> None:
     module, traced = tiny(), []
 

@@ -124,6 +124,7 @@ def test_bad_input_gets_one_sentence(refused: Callable[..., str], short: Path, t
     assert not out.exists()
 
 
+@pytest.mark.thorough  # two more trainings
 def test_the_flags_of_the_script_that_it_replaces(short: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     recipe = ["--batch_size", "4", "--learning_rate", "1e-2", "--weight_decay", "0.05", "--validation", "0.25", "--best-model"]
