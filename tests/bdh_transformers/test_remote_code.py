@@ -94,7 +94,7 @@ torch.save(said, out)
 """
 
 
-@pytest.mark.parametrize("tied", [False, True], ids=["own head", "tied head"])
+@pytest.mark.parametrize("tied", [False, pytest.param(True, marks=pytest.mark.thorough)], ids=["own head", "tied head"])
 @torch.no_grad()
 def test_a_folder_runs_and_is_saved_again_where_none_of_our_packages_is(tied: bool, home: Path, tmp_path: Path) -> None:
     made = model(tie_word_embeddings=tied)
@@ -134,6 +134,7 @@ torch.save(model(tokens).logits.detach(), sys.argv[2])
 """
 
 
+@pytest.mark.thorough
 def test_a_repository_of_the_hub_runs_and_is_saved_as_a_folder_of_its_own(home: Path, tmp_path: Path) -> None:
     made, downloaded = model(), home / "hub" / "models--me--bdh"
     made.save_pretrained(downloaded / "snapshots" / ("1" * 40))  # as the hub's client keeps what it has downloaded

@@ -14,13 +14,14 @@ from bdh_spec.rope import Phase
 PORTS = ("numpy", "torch", "jax", "mlx")
 
 # XLA compiles each model, dtype and verb for a second or more. In `make test` one model stands for all of these on JAX; the
-# others are left to `make test-thorough`, and the standard tier (`make conform`) looks at more models. CI runs all three.
+# others are left to `make test-thorough`, and the standard tier (`make conform`) looks at more models.
 COMPILED = (
     "test_every_stage_agrees",
     "test_r15_every_gradient_agrees",
     "test_r13_any_split_agrees_with_the_parallel_form",
     "test_a_model_is_loaded_on_one_thread_and_each_call_may_come_from_another",
     "test_several_threads_may_ask_one_model_at_once",
+    "test_the_smallest_sizes_and_many_texts_agree",
 )
 
 
@@ -35,8 +36,8 @@ def stands_for_all(values: Mapping[str, Any]) -> bool:
     """Whether a test of many models is that of the one."""
     if "case" in values:
         return values["case"].config == CONFIGS["three_heads"]
-    usual = {"config": "three_heads", "split": (2, 3, 1), "channel": "states"}
-    return all(values.get(name, value) == value for name, value in usual.items())
+    usual = {"config": "three_heads", "split": (2, 3, 1), "channel": "states", "batch": 130, "time": 3}
+    return all(values[name] == value for name, value in usual.items() if isinstance(values.get(name), type(value)))
 
 
 @cache
