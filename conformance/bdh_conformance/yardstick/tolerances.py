@@ -61,6 +61,11 @@ TAME = FLOAT64 * 2.0**29 / 100  # errors in float32 at which float64 has room fo
 
 NOISE_RUNS = 8
 
+# A single number, such as a loss, has no other rows to make up for lucky draws, and tokens that are alike err alike: their mean
+# no less than each. Over 240 losses of models with two features, of which rounding leaves few values, honest ports came to 1.7
+# times what a row is allowed.
+LONE = 4.0
+
 Run = Callable[[Params], dict[str, Array]]
 
 
@@ -115,8 +120,10 @@ def honest(reference: Array, runs: list[Array], dtype: str, share: float = 1.0) 
     errors = share * np.max([row_errors(other, reference) for other in runs], axis=0)
     scaled = share * max(abs(slope(other, reference)) for other in runs)
     usual = usual_error(errors, dtype)
+    lone = LONE if reference.ndim == 0 else 1.0
     row = usual if errors.size <= FEW_ROWS and errors.max() <= usual else np.maximum(errors, usual)
-    return Expectation(reference, allowed(row, dtype), float(allowed(max(scaled, usual / np.sqrt(errors.size)), dtype)))
+    of_all = max(scaled, usual / np.sqrt(errors.size))
+    return Expectation(reference, lone * allowed(row, dtype), lone * float(allowed(of_all, dtype)))
 
 
 def usual_error(errors: Array, dtype: str) -> float:
