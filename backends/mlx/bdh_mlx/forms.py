@@ -47,4 +47,4 @@ def whole(config: BDHConfig) -> int:
 
 def chunk(T: int, config: BDHConfig) -> int:
     """How many tokens of a text the streamed kernel reads by their scores."""
-    return T if T <= whole(config) else CHUNK
+    return T if whole(config) >= T else CHUNK

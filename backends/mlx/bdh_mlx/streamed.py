@@ -139,7 +139,7 @@ class _Layer:
             for h, rows in self.heads():
                 head = _Head(encoder[h], encoder_v[h], decoder[rows], (d_encoder[h], d_encoder_v[h], d_decoder[h]))
                 parts = []
-                for c, (texts, tokens) in enumerate(group):
+                for texts, tokens in group:
                     part = x[texts, tokens] if before is None else mx.depends(x[texts, tokens], before)
                     mask = next(masks)
                     drop = None if mask is None else partial(self.mask, mask)
