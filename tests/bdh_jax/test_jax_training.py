@@ -23,7 +23,6 @@ from bdh_spec import gradients as spec_gradients
 from bdh_spec.numpy_backend import NumpyBackend
 from bdh_spec.params import cast
 
-
 compiled_gradients = jax.jit(gradients, static_argnames="config")
 
 
