@@ -72,7 +72,7 @@ def write(memory: mx.array, rotated: mx.array, x: mx.array) -> mx.array:
 
 
 def layer(
-    x: mx.array, params: Params, cos: mx.array, sin: mx.array, memory: mx.array | None = None, keep: mx.array | float = 1.0
+    x: mx.array, params: Params, cos: mx.array, sin: mx.array, memory: mx.array | None = None, keep: mx.array | None = None
 ) -> Stages:
     """Run one layer on x (B, T, D).
 
@@ -85,7 +85,7 @@ def layer(
     attention = attend(similar, x, rotated, memory)  # B h T D
     yKV = layer_norm(attention).astype(x.dtype)  # B h T D
     y_sparse = relu(yKV @ params.encoder_v)  # B h T N
-    xy_sparse = x_sparse * y_sparse * keep  # B h T N
+    xy_sparse = x_sparse * y_sparse if keep is None else x_sparse * y_sparse * keep  # B h T N
     decoded = merge_heads(xy_sparse) @ params.decoder  # B T D
     y = layer_norm(decoded).astype(x.dtype)
     return Stages(

@@ -45,10 +45,10 @@ def embed(tokens: mx.array, params: Params) -> mx.array:
     return layer_norm(looked_up).astype(params.embed.dtype)  # B T D
 
 
-def dropout(config: BDHConfig, tokens_shape: tuple[int, ...], dtype: mx.Dtype, key: mx.array) -> list[mx.array | float]:
+def dropout(config: BDHConfig, tokens_shape: tuple[int, ...], dtype: mx.Dtype, key: mx.array) -> list[mx.array | None]:
     """Fresh masks for one step of training, one (B, nh, T, N) per layer: 0, or 1/(1-p) where a value is kept (R8)."""
     if config.dropout == 0:
-        return [1.0] * config.n_layer
+        return [None] * config.n_layer
     (B, T), kept = tokens_shape, 1 - config.dropout
     shape = (B, config.n_head, T, config.n_neurons)
     keys = mx.random.split(key, config.n_layer)
@@ -66,13 +66,13 @@ def run(
     config: BDHConfig,
     *,
     phase: Phase = "exact",
-    keep: Sequence[mx.array | float] | None = None,
+    keep: Sequence[mx.array | None] | None = None,
 ) -> tuple[mx.array, list[Stages]]:
     """All layers in parallel form: the last x (B, T, D) and what each layer computed."""
     cos, sin = rotation(0, tokens.shape[1], table_of(config), wide(params.encoder.dtype), phase)
     x, layers = embed(tokens, params), []
     for i in range(config.n_layer):
-        layers.append(layer(x, params, cos, sin, keep=1.0 if keep is None else keep[i]))
+        layers.append(layer(x, params, cos, sin, keep=None if keep is None else keep[i]))
         x = layers[-1].x
     return x, layers
 
@@ -169,7 +169,7 @@ def read_on(held: list[RecurrentState], tokens: mx.array, params: Params, config
         mx.eval(part, state)
         logits.append(part)
     held.append(state)
-    return mx.concatenate(logits, axis=1)
+    return logits[0] if len(logits) == 1 else mx.concatenate(logits, axis=1)
 
 
 class Embedding(embedding.Embedding):
