@@ -74,9 +74,9 @@ def peak(work: Callable[[], object]) -> int:
 def test_a_long_text_takes_the_memory_of_a_piece_and_of_its_logits() -> None:
     config = BDHConfig(2, 8, 0.0, 2, 128, 11)
     port = load(config, dtype="float32")
-    held = {T: peak(lambda T=T: port.forward(text(1, T))) for T in (1024, 4096)}
-    assert held[4096] < 1.2 * held[1024] + 8 * 4096 * 11
-    assert held[1024] < peak(lambda: model.forward(text(1, 1024), port.params(), config)) / 8
+    held = {T: peak(lambda T=T: port.forward(text(1, T))) for T in (2048, 4096)}
+    assert held[4096] < 1.2 * held[2048] + 8 * 4096 * 11
+    assert held[2048] < peak(lambda: model.forward(text(1, 2048), port.params(), config)) / 8
 
 
 def test_r13_a_token_is_read_without_a_second_state() -> None:

@@ -1,4 +1,4 @@
-"""R2 to R10: one layer, in the specification's order.
+"""R1 to R10: the embedding and one layer, in the specification's order.
 
 Axes: B batch, T time, h head (nh of them), N neurons per head, D embedding width.
 Activations have the dtype of the weights. Sums, norms and the state are never narrower than float32.
@@ -31,6 +31,11 @@ class Stages(NamedTuple):
     decoded: Array  # B T D    R9, before its norm
     y: Array  # B T D    R9
     x: Array  # B T D    R10, what the next layer starts from
+
+
+def embed(tokens: Array, params: Params) -> Array:
+    """Look the tokens up and normalise (R1)."""
+    return layer_norm(params.embed[tokens]).astype(params.embed.dtype)  # B T D
 
 
 def layer_norm(x: Array) -> Array:

@@ -1,4 +1,4 @@
-"""R1 to R13: pure functions over a pytree of five weights, in the specification's order.
+"""R11 to R13: pure functions over a pytree of five weights, in the specification's order.
 
 Axes: B batch, T time, h head (nh of them), N neurons per head, D embedding width, V vocabulary.
 Activations have the dtype of the weights. Sums, norms, the state and the logits are never narrower than float32.
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from bdh_jax.forms import Kernel, chunk, streams
-from bdh_jax.layer import Stages, dropout, layer, layer_norm, product, residual, saved, wide, write
+from bdh_jax.layer import Stages, dropout, embed, layer, product, residual, saved, wide, write
 from bdh_jax.rope import Array, later, rotation, words
 from bdh_jax.streamed import gated
 from bdh_spec.config import BDHConfig
@@ -36,11 +36,6 @@ def init(config: BDHConfig, key: Array, dtype: Any = jnp.float32) -> Params:
     """Fresh weights, normal with standard deviation 0.02."""
     keys = jax.random.split(key, len(Params._fields))
     return Params(*(INIT_STD * jax.random.normal(k, s, dtype) for k, s in zip(keys, shapes(config), strict=True)))
-
-
-def embed(tokens: Array, params: Params) -> Array:
-    """Look the tokens up and normalise (R1)."""
-    return layer_norm(params.embed[tokens]).astype(params.embed.dtype)  # B T D
 
 
 def readout(x: Array, params: Params) -> Array:

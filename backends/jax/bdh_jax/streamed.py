@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bdh_jax.layer import layer_norm, mask, product, read, relu, saved, scores, wide, write
+from bdh_jax.layer import layer_norm, mask, product, read, relu, saved, scores, wide
 from bdh_jax.rope import Array, rope, rotation, turned_on
 from bdh_spec.config import BDHConfig
 from bdh_spec.model import frequencies_of
@@ -83,7 +83,7 @@ def in_chunks(x: Array, head: Head, config: BDHConfig, phase: Phase, local: Rota
         # A phase that is rounded at each position is no sum of two.
         turn = turned_on(local, chunk.shift) if phase == "exact" else rotation(chunk.start, C, table, dtype, phase)
         decoded, rotated = read_head(chunk.x, head, config, turn, memory, chunk.key)
-        return write(memory, rotated, chunk.x), decoded
+        return memory + product(rotated.swapaxes(-1, -2), chunk.x), decoded  # R13
 
     memory = jnp.zeros((B, config.n_neurons, D), dtype)
     chunks = Chunk(stacked, starts, shifts, keys)

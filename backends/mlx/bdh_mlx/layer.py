@@ -1,4 +1,4 @@
-"""R2 to R10 in MLX: one layer, under the specification's names and in its order.
+"""R1 to R10 in MLX: the embedding and one layer, under the specification's names and in its order.
 
 Axes: B batch, T time, h head (nh of them), N neurons per head, D embedding width.
 """
@@ -10,6 +10,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from bdh_mlx.rope import rope
+from bdh_spec.config import BDHConfig
 from bdh_spec.model import EPS
 from bdh_spec.params import Params
 
@@ -37,6 +38,12 @@ def wide(dtype: mx.Dtype) -> mx.Dtype:
 def widen(x: mx.array) -> mx.array:
     """The same values in at least float32."""
     return x.astype(wide(x.dtype))
+
+
+def embed(tokens: mx.array, params: Params) -> mx.array:
+    """Look the tokens up and normalise (R1)."""
+    looked_up = widen(params.embed)[tokens]  # widened first: the gradient adds up every occurrence of a token
+    return layer_norm(looked_up).astype(params.embed.dtype)  # B T D
 
 
 def layer_norm(x: mx.array) -> mx.array:
@@ -99,6 +106,16 @@ def attend(similar: mx.array, x: mx.array, rotated: mx.array, memory: mx.array |
         return read(memory, rotated)  # a lone token has no earlier one in its call
     attention = widen(similar) @ widen(x)[:, None]  # B h T D
     return attention if memory is None else attention + read(memory, rotated)
+
+
+def dropout(config: BDHConfig, tokens_shape: tuple[int, ...], dtype: mx.Dtype, key: mx.array) -> list[mx.array | None]:
+    """Fresh masks for one step of training, one (B, nh, T, N) per layer: 0, or 1/(1-p) where a value is kept (R8)."""
+    if config.dropout == 0:
+        return [None] * config.n_layer
+    (B, T), kept = tokens_shape, 1 - config.dropout
+    shape = (B, config.n_head, T, config.n_neurons)
+    keys = mx.random.split(key, config.n_layer)
+    return [mx.random.bernoulli(kept, shape, key=k).astype(dtype) / kept for k in keys]
 
 
 def merge_heads(xy_sparse: mx.array) -> mx.array:

@@ -1,4 +1,4 @@
-"""R1 to R13 in MLX: the equations under the specification's names and in its order, and the module that holds the weights.
+"""R11 to R13 in MLX: the equations under the specification's names and in its order, and the module that holds the weights.
 
 Axes: B batch, T time, h head (nh of them), N neurons per head, D embedding width, V vocabulary.
 Nothing in here evaluates an array, except ``generate``, which has to know a token before it can read it, and ``load_weights``.
@@ -20,7 +20,7 @@ from mlx.utils import tree_flatten
 
 from bdh_mlx import weights
 from bdh_mlx.forms import CHUNK, Kernel, known, streams
-from bdh_mlx.layer import Stages, layer, layer_norm, wide, widen, write
+from bdh_mlx.layer import Stages, dropout, embed, layer, layer_norm, wide, widen, write
 from bdh_mlx.rope import rotation, table_of
 from bdh_mlx.streamed import gated
 from bdh_spec.checks import check_targets, check_tokens
@@ -37,22 +37,6 @@ class RecurrentState(NamedTuple):
 
     position: mx.array  # tokens read so far: uint64, no axes
     layers: tuple[mx.array, ...]  # L of B h N D, never narrower than float32
-
-
-def embed(tokens: mx.array, params: Params) -> mx.array:
-    """Look the tokens up and normalise (R1)."""
-    looked_up = widen(params.embed)[tokens]  # widened first: the gradient adds up every occurrence of a token
-    return layer_norm(looked_up).astype(params.embed.dtype)  # B T D
-
-
-def dropout(config: BDHConfig, tokens_shape: tuple[int, ...], dtype: mx.Dtype, key: mx.array) -> list[mx.array | None]:
-    """Fresh masks for one step of training, one (B, nh, T, N) per layer: 0, or 1/(1-p) where a value is kept (R8)."""
-    if config.dropout == 0:
-        return [None] * config.n_layer
-    (B, T), kept = tokens_shape, 1 - config.dropout
-    shape = (B, config.n_head, T, config.n_neurons)
-    keys = mx.random.split(key, config.n_layer)
-    return [mx.random.bernoulli(kept, shape, key=k).astype(dtype) / kept for k in keys]
 
 
 def readout(x: mx.array, params: Params) -> mx.array:

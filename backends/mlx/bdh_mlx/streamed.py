@@ -98,7 +98,7 @@ class _Layer:
         seen, whole, masks = [], list[mx.array](), iter(self.masks(key))
         for group in self.groups():
             decoded: list[Any] = [None] * len(group)
-            for h, rows in self.heads():
+            for h, of_decoder in self.heads():
                 memory = None
                 for c, (texts, tokens) in enumerate(group):
                     part = x[texts, tokens]  # G C D
@@ -115,7 +115,7 @@ class _Layer:
                     xy_sparse = x_sparse * y_sparse
                     if (mask := next(masks)) is not None:
                         xy_sparse = xy_sparse * self.mask(mask, xy_sparse)  # R8
-                    decoded[c] = add_product(decoded[c], xy_sparse, decoder[rows])  # R9: heads add up
+                    decoded[c] = add_product(decoded[c], xy_sparse, decoder[of_decoder])  # R9: heads add up
                     seen.append(Seen(attention, similar))
             whole.append(mx.concatenate(decoded, axis=1))
         return mx.concatenate(whole), seen
@@ -136,8 +136,8 @@ class _Layer:
         d_whole, before = [], None
         for group in self.groups():
             d_x: list[Any] = [None] * len(group)
-            for h, rows in self.heads():
-                head = _Head(encoder[h], encoder_v[h], decoder[rows], (d_encoder[h], d_encoder_v[h], d_decoder[h]))
+            for h, of_decoder in self.heads():
+                head = _Head(encoder[h], encoder_v[h], decoder[of_decoder], (d_encoder[h], d_encoder_v[h], d_decoder[h]))
                 parts = []
                 for texts, tokens in group:
                     part = x[texts, tokens] if before is None else mx.depends(x[texts, tokens], before)
@@ -145,6 +145,7 @@ class _Layer:
                     drop = None if mask is None else partial(self.mask, mask)
                     turn = self.rotation(tokens.start, part.shape[1])
                     parts.append(head.undo_gate(part, d_decoded[texts, tokens], next(remembered), drop, turn))
+                    before = parts[-1].waiting
                 slopes = head.undo_attention(parts)
                 d_x = slopes if h == 0 else [a + b for a, b in zip(d_x, slopes, strict=True)]
                 d_encoder[h], d_encoder_v[h], d_decoder[h] = head.slopes
@@ -185,8 +186,8 @@ class _Head:
             mask = drop(xy_sparse)
             xy_sparse, d_xy = xy_sparse * mask, d_xy * mask
         d_y = mx.where(y_sparse > 0, d_xy * x_sparse, 0)  # before the relu
-        d_decoder = add_product(d_decoder, rows(xy_sparse).T, rows(d_decoded))
-        d_encoder_v = add_product(d_encoder_v, rows(yKV).T, rows(d_y))
+        d_decoder = add_product(d_decoder, flat(xy_sparse).T, flat(d_decoded))
+        d_encoder_v = add_product(d_encoder_v, flat(yKV).T, flat(d_y))
         self.slopes = (d_encoder, d_encoder_v, d_decoder)
         _, (d_attention,) = mx.vjp(layer_norm, [seen.attention], [widen(d_y @ self.encoder_v.T)])
         return _Undone(x, x_sparse, d_xy * y_sparse, d_attention, seen.scores, turn)
@@ -210,7 +211,7 @@ class _Head:
             if memory is not None:  # there are earlier parts
                 d_memory = add_product(d_memory, widen(rotated).swapaxes(-1, -2), d)
             d_before = mx.where(part.x_sparse > 0, turn_back(d_rotated, *part.turn) + part.waiting, 0)
-            d_encoder = add_product(d_encoder, rows(x).T, rows(d_before))
+            d_encoder = add_product(d_encoder, flat(x).T, flat(d_before))
             found.append(add_product(d_x, d_before, self.encoder.T))
         self.slopes = (d_encoder, d_encoder_v, d_decoder)
         return found[::-1]
@@ -247,6 +248,6 @@ def add_product(total: mx.array | None, a: mx.array, b: mx.array) -> mx.array:
     return mx.addmm(total, a, b) if total.dtype == a.dtype else total + widen(a @ b)
 
 
-def rows(x: mx.array) -> mx.array:
+def flat(x: mx.array) -> mx.array:
     """(G, C, K) as (G*C, K)."""
     return x.reshape(-1, x.shape[-1])
