@@ -12,9 +12,9 @@ Axes: B batch, T time, N neurons per head, D embedding width; G texts that are r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import mlx.core as mx
 
@@ -24,6 +24,9 @@ from bdh_mlx.rope import rope, rotation, swap, table_of
 from bdh_spec.config import BDHConfig
 from bdh_spec.params import Params
 from bdh_spec.rope import Phase
+
+
+Turn: TypeAlias = Callable[[], tuple[mx.array, mx.array]]  # makes cosine and sine of some tokens, each (C, N)
 
 
 class Part(NamedTuple):
@@ -45,7 +48,7 @@ def gated(x: mx.array, params: Params, config: BDHConfig, phase: Phase, key: mx.
 
     ``key`` switches dropout on.
     """
-    reader = _Layer(x.shape[:2], config, phase, wide(x.dtype), drops=key is not None)
+    reader = _Layer(x.shape[:2], config, phase, wide(x.dtype))
 
     @mx.custom_function
     def decode(x: mx.array, encoder: mx.array, encoder_v: mx.array, decoder: mx.array, *key: mx.array) -> list[mx.array]:
@@ -64,8 +67,8 @@ def gated(x: mx.array, params: Params, config: BDHConfig, phase: Phase, key: mx.
 class _Layer:
     """How a layer is cut, and its two directions."""
 
-    def __init__(self, shape: tuple[int, ...], config: BDHConfig, phase: Phase, dtype: mx.Dtype, *, drops: bool) -> None:
-        (self.B, self.T), self.config, self.drops = shape, config, drops
+    def __init__(self, shape: tuple[int, ...], config: BDHConfig, phase: Phase, dtype: mx.Dtype) -> None:
+        (self.B, self.T), self.config = shape, config
         self.chunk = forms.chunk(self.T, config)
         self.kept = 1 - config.dropout
         self.rotation = partial(rotation, table=table_of(config), dtype=dtype, phase=phase)
@@ -99,26 +102,31 @@ class _Layer:
         for group in self.groups():
             decoded: list[Any] = [None] * len(group)
             for h, of_decoder in self.heads():
-                memory = None
+                head, memory = (encoder[h], encoder_v[h], decoder[of_decoder]), None
                 for c, (texts, tokens) in enumerate(group):
-                    part = x[texts, tokens]  # G C D
-                    if decoded[c] is not None:  # one head after the other, in whatever order MLX would take them
-                        part = mx.depends(part, decoded[c])
-                    x_sparse = relu(part @ encoder[h])  # G C N  R3
-                    rotated = rope(x_sparse, *self.rotation(tokens.start, part.shape[1]))  # R4
-                    similar, attention = attend(rotated, part)  # R5
-                    if memory is not None:
-                        attention = attention + read(memory, rotated)
+                    part = after(decoded[c], x[texts, tokens])  # one head after the other, whatever order MLX would take
+                    rotated, xy_sparse, kept = self.excite(part, head, tokens.start, memory, next(masks))
+                    decoded[c] = add_product(decoded[c], xy_sparse, head[2])  # R9: heads add up
+                    seen.append(kept)
                     if c + 1 < len(group):
                         memory = add_product(memory, widen(rotated).swapaxes(-1, -2), widen(part))  # G N D  R13
-                    y_sparse = relu(layer_norm(attention).astype(x.dtype) @ encoder_v[h])  # R6, R7
-                    xy_sparse = x_sparse * y_sparse
-                    if (mask := next(masks)) is not None:
-                        xy_sparse = xy_sparse * self.mask(mask, xy_sparse)  # R8
-                    decoded[c] = add_product(decoded[c], xy_sparse, decoder[of_decoder])  # R9: heads add up
-                    seen.append(Seen(attention, similar))
             whole.append(mx.concatenate(decoded, axis=1))
         return mx.concatenate(whole), seen
+
+    def excite(
+        self, x: mx.array, head: tuple[mx.array, ...], start: int, memory: mx.array | None, mask: mx.array | None
+    ) -> tuple[mx.array, mx.array, Seen]:
+        """One head of a part, x (G, C, D): its neurons as they were turned and as they pass the gate, each (G, C, N)."""
+        encoder, encoder_v, _ = head
+        x_sparse = relu(x @ encoder)  # G C N  R3
+        rotated = rope(x_sparse, *self.rotation(start, x.shape[1]))  # R4
+        similar, attention = attend(rotated, x)  # R5
+        if memory is not None:
+            attention = attention + read(memory, rotated)
+        xy_sparse = x_sparse * relu(layer_norm(attention).astype(x.dtype) @ encoder_v)  # R6, R7
+        if mask is not None:
+            xy_sparse = xy_sparse * self.mask(mask, xy_sparse)  # R8
+        return rotated, xy_sparse, Seen(attention, similar)
 
     def undo(
         self,
@@ -140,10 +148,10 @@ class _Layer:
                 head = _Head(encoder[h], encoder_v[h], decoder[of_decoder], (d_encoder[h], d_encoder_v[h], d_decoder[h]))
                 parts = []
                 for texts, tokens in group:
-                    part = x[texts, tokens] if before is None else mx.depends(x[texts, tokens], before)
+                    part = after(before, x[texts, tokens])
                     mask = next(masks)
                     drop = None if mask is None else partial(self.mask, mask)
-                    turn = self.rotation(tokens.start, part.shape[1])
+                    turn = partial(self.rotation, tokens.start, part.shape[1])  # anew wherever it is used, for it is as large
                     parts.append(head.undo_gate(part, d_decoded[texts, tokens], next(remembered), drop, turn))
                     before = parts[-1].waiting
                 slopes = head.undo_attention(parts)
@@ -165,7 +173,7 @@ class _Undone(NamedTuple):
     waiting: mx.array  # G C N, the slope in x_sparse by way of the gate
     d_attention: mx.array  # G C D
     scores: mx.array  # G C C
-    turn: tuple[mx.array, mx.array]
+    turn: Turn
 
 
 class _Head:
@@ -174,7 +182,7 @@ class _Head:
     def __init__(self, encoder: mx.array, encoder_v: mx.array, decoder: mx.array, slopes: tuple[Any, Any, Any]) -> None:
         self.encoder, self.encoder_v, self.decoder, self.slopes = encoder, encoder_v, decoder, slopes
 
-    def undo_gate(self, x: mx.array, d_decoded: mx.array, seen: Seen, drop: Any, turn: tuple[mx.array, mx.array]) -> _Undone:
+    def undo_gate(self, x: mx.array, d_decoded: mx.array, seen: Seen, drop: Any, turn: Turn) -> _Undone:
         """Undo R9 to R6."""
         d_encoder, d_encoder_v, d_decoder = self.slopes
         d_decoded = d_decoded.astype(x.dtype)
@@ -199,7 +207,7 @@ class _Head:
         d_memory, found = None, []
         for part, memory in reversed(list(zip(parts, memories, strict=True))):
             x, d = part.x, part.d_attention
-            rotated = rope(part.x_sparse, *part.turn)
+            rotated = rope(part.x_sparse, *part.turn())
             d_x = widen(part.scores).swapaxes(-1, -2) @ d  # values
             one_side = mx.tril(d.astype(x.dtype) @ x.swapaxes(-1, -2), k=-1)
             d_rotated = (one_side + one_side.swapaxes(-1, -2)) @ rotated  # a row counts as query and as key
@@ -210,7 +218,7 @@ class _Head:
                 d_x = d_x + read(d_memory, rotated)
             if memory is not None:  # there are earlier parts
                 d_memory = add_product(d_memory, widen(rotated).swapaxes(-1, -2), d)
-            d_before = mx.where(part.x_sparse > 0, turn_back(d_rotated, *part.turn) + part.waiting, 0)
+            d_before = mx.where(part.x_sparse > 0, turn_back(d_rotated, *part.turn()) + part.waiting, 0)
             d_encoder = add_product(d_encoder, flat(x).T, flat(d_before))
             found.append(add_product(d_x, d_before, self.encoder.T))
         self.slopes = (d_encoder, d_encoder_v, d_decoder)
@@ -220,7 +228,7 @@ class _Head:
         """The state (G, N, D) before each part, None before the first."""
         memories = list[Any]([None])
         for part in parts[:-1]:
-            rotated = widen(rope(part.x_sparse, *part.turn))
+            rotated = widen(rope(part.x_sparse, *part.turn()))
             memories.append(add_product(memories[-1], rotated.swapaxes(-1, -2), widen(part.x)))
         return memories
 
@@ -234,6 +242,11 @@ def attend(rotated: mx.array, x: mx.array) -> tuple[mx.array, mx.array]:
         attention.append(widen(product) @ widen(x[:, :last]))
         similar.append(mx.pad(product, [(0, 0), (0, 0), (0, C - last)]))
     return mx.concatenate(similar, axis=1), mx.concatenate(attention, axis=1)
+
+
+def after(others: mx.array | None, x: mx.array) -> mx.array:
+    """x, which is not to be read before the others are computed."""
+    return x if others is None else mx.depends(x, others)
 
 
 def turn_back(d_rotated: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
