@@ -25,7 +25,6 @@ from bdh_spec.config import BDHConfig
 from bdh_spec.params import Params
 from bdh_spec.rope import Phase
 
-
 Turn: TypeAlias = Callable[[], tuple[mx.array, mx.array]]  # makes cosine and sine of some tokens, each (C, N)
 
 
@@ -206,8 +205,8 @@ class _Head:
         memories = self.memories(parts)
         d_memory, found = None, []
         for part, memory in reversed(list(zip(parts, memories, strict=True))):
-            x, d = part.x, part.d_attention
-            rotated = rope(part.x_sparse, *part.turn())
+            x, d, turn = part.x, part.d_attention, part.turn()
+            rotated = rope(part.x_sparse, *turn)
             d_x = widen(part.scores).swapaxes(-1, -2) @ d  # values
             one_side = mx.tril(d.astype(x.dtype) @ x.swapaxes(-1, -2), k=-1)
             d_rotated = (one_side + one_side.swapaxes(-1, -2)) @ rotated  # a row counts as query and as key
@@ -218,7 +217,7 @@ class _Head:
                 d_x = d_x + read(d_memory, rotated)
             if memory is not None:  # there are earlier parts
                 d_memory = add_product(d_memory, widen(rotated).swapaxes(-1, -2), d)
-            d_before = mx.where(part.x_sparse > 0, turn_back(d_rotated, *part.turn()) + part.waiting, 0)
+            d_before = mx.where(part.x_sparse > 0, turn_back(d_rotated, *turn) + part.waiting, 0)
             d_encoder = add_product(d_encoder, flat(x).T, flat(d_before))
             found.append(add_product(d_x, d_before, self.encoder.T))
         self.slopes = (d_encoder, d_encoder_v, d_decoder)
