@@ -90,6 +90,16 @@ def test_another_learning_rate_or_seed_compiles_nothing(params, config, compilat
     assert not compilations
 
 
+def test_what_is_put_on_a_device_shares_no_memory_with_numpy_nor_with_one_another(params, config):
+    """JAX shares memory that happens to lie at a multiple of 64 bytes, and what is donated would be overwritten."""
+    port = JAXBackend().load(params, config)
+    held = np.zeros(4096 + 64, np.uint8)
+    aligned = held[-held.ctypes.data % 64 :][:4096].view(np.float32)
+    first, second = port._put((aligned, aligned))
+    assert len({first.unsafe_buffer_pointer(), second.unsafe_buffer_pointer(), aligned.ctypes.data}) == 3
+    assert port._put(first).unsafe_buffer_pointer() != first.unsafe_buffer_pointer()
+
+
 def test_pieces_are_chunks_that_join_to_the_whole_and_have_few_shapes(config):
     shapes = set()
     for length in (1, 7, 256, 511, 1000):

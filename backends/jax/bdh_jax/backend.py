@@ -145,8 +145,9 @@ class JAXModel(Model):
         return self._put(jax.tree.map(lambda value: np.asarray(value, dtype), moments))
 
     def _put(self, held: Any) -> Any:
-        """A copy on the device that is nobody else's, so that it may be donated."""
-        return jax.device_put(held, self._device, may_alias=False)
+        """A copy on the device that is nobody else's, so that it may be donated. It takes no program."""
+        there = jax.device_put(held, self._device)  # on a CPU this shares the memory of NumPy, whatever it is told
+        return jax.device_put(there, self._device, may_alias=False)
 
     def _filled(self, tokens: Array, fill: int | None = None) -> Array:
         return filled(tokens, forms.length(tokens.shape, self.config), fill)
