@@ -147,9 +147,9 @@ def peak(T: int, kernel: Kernel | None, gradient: bool) -> int:
 
 @pytest.mark.parametrize("gradient", [False, True], ids=["logits", "gradient"])
 def test_memory_is_linear_in_a_long_text_and_a_fraction_of_the_plain_kernel_s(gradient: bool) -> None:
-    """The plain kernel's grows by 4 where scores rule. MLX runs ahead of itself, so a peak is no exact number."""
-    assert peak(2048, None, gradient) < 2.5 * peak(1024, None, gradient)
-    assert peak(2048, None, gradient) < peak(2048, "plain", gradient) / 4
+    """MLX prepares some hundred operations ahead, each with an array for its result: that much of a chunk is always there."""
+    assert peak(2048, None, gradient) < 2.2 * peak(1024, None, gradient)
+    assert peak(2048, None, gradient) < peak(2048, "plain", gradient) / (3 if gradient else 5)
 
 
 @pytest.mark.thorough

@@ -99,7 +99,7 @@ class JAXModel(Model):
 
     def _state(self, position: int, layers: Array) -> RecurrentState:
         with self._precision():
-            return self._put(RecurrentState(words(position), layers.astype(wide(self.dtype))))
+            return RecurrentState(words(position), self._put(layers.astype(wide(self.dtype))))
 
     def _optimizer(self, settings: AdamW) -> Optimizer:
         with self._precision():

@@ -74,7 +74,7 @@ def in_chunks(x: Array, head: Head, config: BDHConfig, phase: Phase, local: Rota
     (B, T, D), C = x.shape, len(local[0])
     n = -(-T // C)
     stacked = jnp.pad(x, ((0, 0), (0, n * C - T), (0, 0))).reshape(B, n, C, D).swapaxes(0, 1)
-    starts = np.array([[0, c * C] for c in range(n)], np.uint32)
+    starts = jnp.asarray(np.array([[0, c * C] for c in range(n)], np.uint32))
     table, dtype = frequencies_of(config), wide(x.dtype)
     shifts = jax.vmap(lambda start: rotation(start, 1, table, dtype, "exact"))(starts)
     keys = None if head.key is None else jax.random.split(head.key, n)

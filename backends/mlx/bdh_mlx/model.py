@@ -85,8 +85,7 @@ def forward(
         keep = None if key is None else dropout(config, tokens.shape, params.encoder.dtype, key)
         return readout(run(tokens, params, config, phase=phase, keep=keep)[0], params)
     x = embed(tokens, params)
-    drops = key is not None and config.dropout > 0
-    for k in mx.random.split(key, config.n_layer) if drops else [None] * config.n_layer:
+    for k in [None] * config.n_layer if key is None or config.dropout == 0 else mx.random.split(key, config.n_layer):
         y = layer_norm(gated(x, params, config, phase, k)).astype(x.dtype)  # R9
         x = layer_norm(x + y).astype(x.dtype)  # R10
     return readout(x, params)

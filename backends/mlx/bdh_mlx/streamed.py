@@ -59,8 +59,10 @@ def gated(x: mx.array, params: Params, config: BDHConfig, phase: Phase, key: mx.
         seen = [Seen(*pair) for pair in zip(outputs[1::2], outputs[2::2], strict=True)]
         return reader.undo(*primals, seen=seen, d_decoded=cotangents[0])
 
-    keys = () if key is None else (key,)
-    return decode(x, params.encoder, params.encoder_v, params.decoder, *keys)[0]
+    weights = (params.encoder, params.encoder_v, params.decoder)
+    outputs: Any = decode(x, *weights) if key is None else decode(x, *weights, key)
+    decoded: mx.array = outputs[0]
+    return decoded
 
 
 class _Layer:
@@ -139,7 +141,7 @@ class _Layer:
     ) -> list[mx.array]:
         """The slopes in x, in the three weights, and none in the key (R15)."""
         remembered, masks, nh = iter(seen), iter(self.masks(key)), self.config.n_head
-        d_encoder, d_encoder_v, d_decoder = ([None] * nh for _ in range(3))
+        d_encoder, d_encoder_v, d_decoder = (list[Any]([None] * nh) for _ in range(3))
         d_whole, before = [], None
         for group in self.groups():
             d_x: list[Any] = [None] * len(group)
@@ -153,8 +155,8 @@ class _Layer:
                     turn = partial(self.rotation, tokens.start, part.shape[1])  # anew wherever it is used, for it is as large
                     parts.append(head.undo_gate(part, d_decoded[texts, tokens], next(remembered), drop, turn))
                     before = parts[-1].waiting
-                slopes = head.undo_attention(parts)
-                d_x = slopes if h == 0 else [a + b for a, b in zip(d_x, slopes, strict=True)]
+                by_this_head = head.undo_attention(parts)
+                d_x = by_this_head if h == 0 else [a + b for a, b in zip(d_x, by_this_head, strict=True)]
                 d_encoder[h], d_encoder_v[h], d_decoder[h] = head.slopes
                 before = d_x[0]
             d_whole.append(mx.concatenate(d_x, axis=1))
