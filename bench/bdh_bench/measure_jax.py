@@ -14,7 +14,7 @@ from bdh_bench import plain_jax as plain
 from bdh_bench.sides import COMPILED, OURS, RATE, Framework, Named, Runner, Task
 from bdh_jax import training
 from bdh_jax.backend import find_device
-from bdh_jax.generation import advance_donated, advance_kept, prefill
+from bdh_jax.generation import advance_donated, prefill
 from bdh_jax.rope import words
 from bdh_spec import AdamW, BDHConfig
 from bdh_spec.params import Array, Params
@@ -89,7 +89,9 @@ def ours(task: Task, params: Params) -> Runner:
                 logits, state = advance_donated(state, following, params, config)
                 wait((logits, state))
 
-            return Runner(step, lambda: {"logits": numpy(advance_kept(state, following, params, config)[0])})
+            return Runner(
+                step, lambda: {"logits": numpy(advance_donated(jax.tree.map(jnp.copy, state), following, params, config)[0])}
+            )
 
 
 def read(task: Task, params: Params) -> tuple[jax.Array, bdh_jax.RecurrentState]:

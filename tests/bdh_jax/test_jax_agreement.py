@@ -10,6 +10,7 @@ import pytest
 import bdh_jax.model
 import bdh_spec.model
 from bdh_conformance.yardstick.tolerances import error
+from bdh_jax import forms
 from bdh_spec import CapabilityError, RecurrentState, StateError
 from bdh_spec.rope import PHASES
 
@@ -90,8 +91,8 @@ def test_r13_decode_agrees_at_any_split_and_position(pair, tokens, split, positi
 
 
 def test_r13_a_long_text_is_read_in_chunks_with_the_same_result(pair, tokens, targets, monkeypatch):
-    monkeypatch.setattr(bdh_jax.model, "PARALLEL", 4)
-    monkeypatch.setattr(bdh_jax.model, "CHUNK", 5)
+    monkeypatch.setattr(forms, "PARALLEL", 4)
+    monkeypatch.setattr(forms, "CHUNK", 5)
     port, spec = pair()
     text, wanted = np.tile(tokens, 2)[:1], np.tile(targets, 2)[:1]  # shapes of no other test: nothing is cached
     loss, actual = port.gradients(text, wanted)

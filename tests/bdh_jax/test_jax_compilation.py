@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdh_jax import generation, model, training
+from bdh_jax import forms, generation, model, training
 from bdh_jax.backend import JAXBackend
-from bdh_spec import AdamW
+from bdh_spec import AdamW, BDHConfig, init
 from bdh_spec.params import shapes
 
 PROMPT = [[1, 2, 3, 4, 5], [5, 4, 3, 2, 1]]
@@ -46,7 +46,7 @@ def test_forty_lengths_of_prompt_share_five_programs(params, config, compilation
     text = np.zeros((1, 64), int)
     state = port.init_state()
     compilations.clear()
-    monkeypatch.setattr(generation, "CHUNK", 16)
+    monkeypatch.setattr(forms, "CHUNK", 16)
     for length in range(1, 41):
         _, state = port.advance(state, text[:, :length], donate=True)
     assert len(compilations) <= 5
@@ -90,12 +90,67 @@ def test_another_learning_rate_or_seed_compiles_nothing(params, config, compilat
     assert not compilations
 
 
-def test_pieces_are_chunks_that_join_to_the_whole():
+def test_what_is_put_on_a_device_shares_no_memory_with_numpy_nor_with_one_another(params, config):
+    """JAX shares memory that happens to lie at a multiple of 64 bytes, and what is donated would be overwritten."""
+    port = JAXBackend().load(params, config)
+    held = np.zeros(4096 + 64, np.uint8)
+    aligned = held[-held.ctypes.data % 64 :][:4096].view(np.float32)
+    first, second = port._put((aligned, aligned))
+    assert len({first.unsafe_buffer_pointer(), second.unsafe_buffer_pointer(), aligned.ctypes.data}) == 3
+    assert port._put(first).unsafe_buffer_pointer() != first.unsafe_buffer_pointer()
+
+
+def test_pieces_are_chunks_that_join_to_the_whole_and_have_few_shapes(config):
+    shapes = set()
     for length in (1, 7, 256, 511, 1000):
-        parts = list(generation.pieces(length))
-        assert sum(size for _, size in parts) == length
-        assert [start for start, _ in parts] == [sum(size for _, size in parts[:i]) for i in range(len(parts))]
-        assert {size for _, size in parts} <= {1, 2, 4, 8, 16, 32, 64, 128, 256}
+        text = np.arange(2 * length).reshape(2, length)
+        pieces = list(generation.pieces(text, config))
+        np.testing.assert_array_equal(np.concatenate([chunk[:, :count] for chunk, count in pieces], axis=1), text)
+        shapes |= {chunk.shape for chunk, _ in pieces}
+    assert shapes == {(2, 1), (2, 8), (2, 256)}
+
+
+WIDE = BDHConfig(n_layer=1, n_embd=64, n_head=4, mlp_internal_dim_multiplier=1024)  # 2^16 neurons per token
+
+
+@pytest.mark.parametrize("length", [17, 100, 129, 300, 513, 1000, 1025, 1100, 2049, 5000])
+def test_what_takes_longer_to_run_than_to_compile_is_padded_by_an_eighth_at_most(length):
+    padded = forms.length((1, length), WIDE)
+    assert length <= padded <= 9 * length / 8
+    lengths = {forms.length((1, n), WIDE) for n in range(length, 2 * length)}
+    assert len(lengths) <= 2 * forms.FINE
+
+
+def test_a_long_text_is_padded_by_less_than_one_token_for_each_chunk():
+    for length in (1025, 1500, 2049, 32768, 32769):
+        chunks = -(-length // forms.chunk(length))
+        assert forms.chunk(length) <= forms.CHUNK
+        assert 0 <= chunks * forms.chunk(length) - length < chunks
+
+
+def test_a_step_on_another_batch_of_a_shape_its_gradient_and_accumulation_share_programs(config, compilations):
+    config = dataclasses.replace(config, n_layer=1, dropout=0.0, vocab_size=13)  # sizes that no other test has compiled for
+    port = JAXBackend().load(init(config, np.random.default_rng(0)), config)
+    text = np.zeros((2, 8), int)
+    port.gradients(text, text)
+    optimizer = port.optimizer(AdamW())
+    compilations.clear()
+    port.train_step(optimizer, text, text)
+    assert len(compilations) == 1  # the update
+    port.train_on(optimizer, [(text, text), (text, text)])
+    assert len(compilations) == 2  # the sum of two batches
+    port.loss(text, text)
+    port.forward(text)
+    assert len(compilations) == 3
+
+
+def test_loading_states_and_optimizers_compile_nothing(params, config, compilations):
+    port = JAXBackend().load(params, dataclasses.replace(config, n_layer=2))
+    optimizer = port.optimizer(AdamW())
+    port.import_optimizer(port.export_optimizer(optimizer))
+    port.import_state(port.export_state(port.init_state(3)))
+    port.params()
+    assert not compilations
 
 
 def test_r13_a_step_updates_a_donated_state_in_place(config):

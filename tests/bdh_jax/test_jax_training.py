@@ -17,12 +17,13 @@ import bdh_jax.bdh
 from bdh_conformance.yardstick.tolerances import error
 from bdh_jax import BDH, gradients, init, loss, model, training
 from bdh_jax.backend import JAXBackend
-from bdh_jax.backend import gradients as compiled_gradients
 from bdh_jax.rope import words
 from bdh_spec import AdamW
 from bdh_spec import gradients as spec_gradients
 from bdh_spec.numpy_backend import NumpyBackend
 from bdh_spec.params import cast
+
+compiled_gradients = jax.jit(gradients, static_argnames="config")
 
 
 @pytest.fixture(scope="module")

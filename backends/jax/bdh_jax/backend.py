@@ -6,22 +6,24 @@ The compiled functions belong to the module, so a second model of the same sizes
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bdh_jax import model, training
+from bdh_jax import forms, model, training
 from bdh_jax.bdh import forward
-from bdh_jax.generation import advance_donated, advance_kept, buffer_length, pieces
-from bdh_jax.model import RecurrentState, init_state, wide
+from bdh_jax.forms import Kernel
+from bdh_jax.generation import advance_donated, filled, pieces
+from bdh_jax.layer import wide
+from bdh_jax.model import RecurrentState
 from bdh_jax.rope import words
 from bdh_spec.config import BDHConfig
 from bdh_spec.dtypes import DTYPES
 from bdh_spec.errors import CapabilityError
-from bdh_spec.model import IGNORE
+from bdh_spec.model import IGNORE, loss
 from bdh_spec.model import RecurrentState as ExportedState
 from bdh_spec.optimizer import AdamW, OptimizerState, dropout_seed
 from bdh_spec.params import Array, Params, cast
@@ -30,9 +32,8 @@ from bdh_spec.rope import Phase
 
 PLATFORMS = ("cuda", "rocm", "tpu", "cpu")  # JAX's own names, the best first
 
-objective = jax.jit(training.objective, static_argnames=("config", "phase"))
-gradients = jax.jit(training.gradients, static_argnames=("config", "phase"))
 trace = jax.jit(model.trace, static_argnames=("config", "phase"))
+unrounded = jax.jit(training.unrounded)
 
 
 @dataclass
@@ -47,91 +48,109 @@ class Optimizer:
 class JAXModel(Model):
     """The pure functions behind the protocol."""
 
-    def __init__(self, params: Params, config: BDHConfig, *, device: str, dtype: str, phase: Phase) -> None:
+    def __init__(
+        self, params: Params, config: BDHConfig, *, device: str, dtype: str, phase: Phase, kernel: Kernel | None = None
+    ) -> None:
         super().__init__(config, device=device, dtype=dtype, phase=phase)
         self._device = find_device(device)
+        self._how: dict[str, Any] = {"phase": phase, "kernel": kernel}
+        self._still = replace(config, dropout=0.0)  # configurations that differ in nothing but dropout share programs
         with self._precision():
-            held = cast(params, jnp.dtype(dtype))
-            self._params = Params(*(jnp.array(weight, copy=True, device=self._device) for weight in held))
+            self._params = self._put(cast(params, jnp.dtype(dtype)))
 
     def params(self) -> Params:
         return Params(*(self._numpy(weight) for weight in self._params))
 
     def _forward(self, tokens: Array) -> Array:
         with self._precision():
-            logits = forward(padded(tokens), self._params, self.config, phase=self.phase)
+            logits = forward(self._filled(tokens), self._params, self._still, **self._how)
         return self._numpy(logits)[:, : tokens.shape[1]]
 
     def _init_state(self, batch: int) -> RecurrentState:
-        with self._precision(), jax.default_device(self._device):
-            return jax.device_put(init_state(batch, self.config, self.dtype), self._device)
+        c = self.config
+        return self._state(0, np.zeros((c.n_layer, batch, c.n_head, c.n_neurons, c.n_embd), np.float32))
 
     def _advance(self, native: RecurrentState, position: int, tokens: Array, donate: bool) -> tuple[Array, RecurrentState]:
-        logits, step = [], advance_donated if donate else advance_kept
+        logits = []
         with self._precision():
-            for start, length in pieces(tokens.shape[1]):
-                chunk = tokens[:, start : start + length].astype(np.int32)
-                part, native = step(native, chunk, self._params, self.config, phase=self.phase)
-                logits.append(part)
-                step = advance_donated  # the state between two chunks is nobody else's
-        return np.concatenate([self._numpy(part) for part in logits], axis=1), native
+            native = native if donate else self._put(native)
+            for chunk, count in pieces(tokens, self.config):
+                part, native = advance_donated(native, chunk, self._params, self._still, phase=self.phase, count=count)
+                logits.append(self._numpy(part)[:, :count])
+        return np.concatenate(logits, axis=1), native
 
     def _loss(self, tokens: Array, targets: Array) -> float:
-        with self._precision():
-            return float(objective(padded(tokens), padded(targets, IGNORE), self._params, self.config, phase=self.phase))
+        return loss(self._forward(tokens), targets)  # by the program of forward
 
     def _gradients(self, tokens: Array, targets: Array) -> tuple[float, Params]:
-        with self._precision():
-            value, slopes = gradients(padded(tokens), padded(targets, IGNORE), self._params, self.config, phase=self.phase)
-        return float(value), Params(*(self._numpy(slope) for slope in slopes))
+        value, slopes = self._add(None, Batch(tokens, targets), 0, self._still)
+        return value, Params(*(self._numpy(slope) for slope in slopes))
 
     def _trace(self, tokens: Array) -> dict[str, Array]:
         with self._precision():
-            stages = trace(tokens.astype(np.int32), self._params, self.config, phase=self.phase)
+            stages = trace(tokens.astype(np.int32), self._params, self._still, phase=self.phase)
         return {name: self._numpy(stages[name]) for name in model.stage_names(self.config)}
 
     def _export_state(self, native: RecurrentState) -> tuple[Array, ...]:
         return tuple(self._numpy(native.layers))
 
     def _import_state(self, state: ExportedState) -> RecurrentState:
+        return self._state(state.position, np.stack(state.layers))
+
+    def _state(self, position: int, layers: Array) -> RecurrentState:
         with self._precision():
-            layers = jnp.asarray(np.stack(state.layers), wide(self.dtype))
-            return jax.device_put(RecurrentState(words(state.position), layers), self._device)
+            return RecurrentState(words(position), self._put(layers.astype(wide(self.dtype))))
 
     def _optimizer(self, settings: AdamW) -> Optimizer:
         with self._precision():
-            return Optimizer(settings, training.init_moments(self._params))
+            return Optimizer(settings, self._moments())
 
     def _train_step(self, native: Optimizer, batches: list[Batch], rate: float) -> float:
         settings, native.step = native.settings, native.step + 1
-        rates = training.rates_at(native.step, settings, rate)
-        seeds = [words(dropout_seed(settings.seed, native.step, part)) for part in range(len(batches))]
-        ids = [(tokens.astype(np.int32), targets.astype(np.int32)) for tokens, targets, _ in batches]
-        how: dict[str, Any] = {"config": self.config, "phase": self.phase}
+        value, total = 0.0, None
+        for part, batch in enumerate(batches):
+            share, total = self._add(total, batch, dropout_seed(settings.seed, native.step, part), self.config)
+            value += share
         with self._precision():
-            if len(batches) == 1:
-                value, self._params, native.moments = training.train_step(
-                    *ids[0], self._params, native.moments, seeds[0], rates, frozen=settings.frozen, **how
-                )
-                return float(value)
-            loss, total = 0.0, jax.tree.map(jnp.zeros_like, native.moments.first)
-            for pair, seed, batch in zip(ids, seeds, batches, strict=True):
-                value, total = training.add_gradients(*pair, self._params, total, seed, batch.share, **how)
-                loss += float(value)
+            rates = training.rates_at(native.step, settings, rate)
             self._params, native.moments = training.apply(self._params, total, native.moments, rates, frozen=settings.frozen)
-        return loss
+        return value
+
+    def _add(self, total: Params | None, batch: Batch, seed: int, config: BDHConfig) -> tuple[float, Params]:
+        """The share of a batch in the loss, and its slopes added to those of other batches."""
+        tokens, targets = self._filled(batch.tokens), self._filled(batch.targets, IGNORE)
+        with self._precision():
+            value, total = training.add_gradients(
+                tokens, targets, self._params, total, words(seed), batch.share, config, **self._how
+            )
+            return float(value), total
 
     def _export_optimizer(self, native: Optimizer) -> OptimizerState:
         with self._precision():
-            held = native.moments._replace(masters=native.moments.masters and training.unrounded(self._params, native.moments))
+            held = native.moments._replace(masters=native.moments.masters and unrounded(self._params, native.moments))
             return OptimizerState(native.settings, native.step, *jax.tree.map(self._numpy, held))
 
     def _import_optimizer(self, state: OptimizerState) -> Optimizer:
         with self._precision():
-            fresh = training.init_moments(self._params)
-            given = training.Moments(state.first, state.second, fresh.masters and (state.masters or fresh.masters))
-            put = jax.tree.map(lambda value, like: jnp.array(value, like.dtype, copy=True, device=self._device), given, fresh)
-            return Optimizer(state.settings, put, state.step)
+            return Optimizer(state.settings, self._moments(state.first, state.second, state.masters), state.step)
+
+    def _moments(
+        self, first: Params | None = None, second: Params | None = None, masters: Params | None = None
+    ) -> training.Moments:
+        """The moments on the device: zeros, and the weights as they are, where none are given. Made without a program."""
+        dtype, narrow = np.dtype(wide(self.dtype)), training.is_narrow(self._params)
+        held = [np.asarray(weight, dtype) for weight in self._params]
+        zeros = Params(*map(np.zeros_like, held))
+        moments = training.Moments(first or zeros, second or zeros, (masters or Params(*held)) if narrow else None)
+        return self._put(jax.tree.map(lambda value: np.asarray(value, dtype), moments))
+
+    def _put(self, held: Any) -> Any:
+        """A copy on the device that is nobody else's, so that it may be donated. It takes no program."""
+        there = jax.device_put(held, self._device)  # on a CPU this shares the memory of NumPy, whatever it is told
+        return jax.device_put(there, self._device, may_alias=False)
+
+    def _filled(self, tokens: Array, fill: int | None = None) -> Array:
+        return filled(tokens, forms.length(tokens.shape, self.config), fill)
 
     def _precision(self) -> AbstractContextManager[None]:
         """Where float64 exists: for a float64 model and no longer than the call, whatever the process has chosen."""
@@ -147,6 +166,7 @@ class JAXBackend(Backend):
 
     name = "jax"
     capabilities = Capabilities(dtypes=DTYPES, verbs=(*USUAL, "frequencies"), compiles=True)
+    kernel: ClassVar[Kernel | None] = None
 
     def version(self) -> str:
         return f"jax {jax.__version__}"
@@ -159,7 +179,13 @@ class JAXBackend(Backend):
         return has.get("bytes_limit") or super().memory(device)
 
     def _load(self, params: Params, config: BDHConfig, *, device: str, dtype: str, phase: Phase) -> Model:
-        return JAXModel(params, config, device=device, dtype=dtype, phase=phase)
+        return JAXModel(params, config, device=device, dtype=dtype, phase=phase, kernel=self.kernel)
+
+
+class StreamedJAXBackend(JAXBackend):
+    """The same port, reading with the streamed kernel at every size: ``bdh-conform bdh_jax.backend:StreamedJAXBackend``."""
+
+    kernel = "streamed"
 
 
 def devices_of(platform: str) -> list[jax.Device]:
@@ -177,14 +203,3 @@ def find_device(name: str) -> jax.Device:
     if (number or "0") not in found:
         raise CapabilityError(f"the jax port has no device {name!r} here: {platform} has numbers {', '.join(found)}")
     return found[number or "0"]
-
-
-def padded(tokens: Array, fill: int | None = None) -> Array:
-    """Tokens (B, T) as int32, with more of them up to a power of two, so that lengths share programs.
-
-    What comes later in a text changes nothing before it, and targets of -100 count for nothing. The last token is repeated: a
-    weight that is not finite and belongs to another is then never met, where zero times it would not be zero.
-    """
-    extra = buffer_length(tokens.shape[1]) - tokens.shape[1]
-    longer = np.repeat(tokens[:, -1:], extra, axis=1) if fill is None else np.full((len(tokens), extra), fill)
-    return np.concatenate([tokens, longer], axis=1).astype(np.int32)

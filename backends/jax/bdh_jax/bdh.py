@@ -15,7 +15,7 @@ from bdh_spec.params import Array as NumpyArray
 from bdh_spec.params import Params
 from bdh_spec.rope import Phase
 
-forward = jax.jit(model.forward, static_argnames=("config", "phase"))
+forward = jax.jit(model.forward, static_argnames=("config", "phase", "kernel"))
 
 
 @jax.tree_util.register_dataclass

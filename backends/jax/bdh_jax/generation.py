@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bdh_jax.model import CHUNK, RecurrentState, advance, init_state
+from bdh_jax import forms
+from bdh_jax.model import RecurrentState, advance, init_state
 from bdh_jax.rope import Array
 from bdh_jax.sampling import sample, uniforms
 from bdh_spec.checks import check_tokens
@@ -22,7 +23,6 @@ from bdh_spec.params import Params
 from bdh_spec.rope import Phase
 from bdh_spec.sampling import Sampling, check_length, fresh_seed
 
-advance_kept = jax.jit(advance, static_argnames=("config", "phase"))
 advance_donated = jax.jit(advance, static_argnames=("config", "phase"), donate_argnums=0)
 
 
@@ -48,7 +48,7 @@ def generate(
         return prompt
     B, T = prompt.shape
     logits, state = prefill(init_state(B, config, params.encoder.dtype), prompt, params, config, phase=phase)
-    draws = np.zeros((buffer_length(max_new_tokens), B))
+    draws = np.zeros((forms.power_of_two(max_new_tokens), B))  # loops of different length share a program
     draws[:max_new_tokens] = uniforms(how.seed, T, max_new_tokens, B)
     kept = min(how.top_k or config.vocab_size, config.vocab_size)
     with jax.enable_x64(True):  # the draw in float64, as the specification draws; the model keeps the dtype of its weights
@@ -61,27 +61,30 @@ def prefill(
     state: RecurrentState, tokens: NumpyArray, params: Params, config: BDHConfig, *, phase: Phase = "exact"
 ) -> tuple[Array, RecurrentState]:
     """Read a prompt (B, T) on: the logits after it (B, V) and the state after it. The state given is donated."""
-    for start, length in pieces(tokens.shape[1]):
-        chunk = tokens[:, start : start + length].astype(np.int32)
-        logits, state = advance_donated(state, chunk, params, config, phase=phase)
-    return logits[:, -1], state
+    for chunk, count in pieces(tokens, config):
+        logits, state = advance_donated(state, chunk, params, config, phase=phase, count=count)
+    return jnp.asarray(np.asarray(logits)[:, count - 1]), state
 
 
-def pieces(length: int) -> Iterator[tuple[int, int]]:
-    """Start and length of the chunks that a text is read in: as many full ones as fit, then falling powers of two.
+def pieces(tokens: NumpyArray, config: BDHConfig) -> Iterator[tuple[NumpyArray, int]]:
+    """The chunks that a text (B, T) is read in, as int32, and how many tokens of each there are.
 
-    Nine shapes therefore serve every text.
+    Full chunks, and a last one filled up to a length that others have too: one pass over the state, and few programs.
     """
-    start = 0
-    while start < length:
-        size = min(CHUNK, 1 << (length - start).bit_length() - 1)
-        yield start, size
-        start += size
+    for start in range(0, tokens.shape[1], forms.CHUNK):
+        chunk = tokens[:, start : start + forms.CHUNK]
+        yield filled(chunk, forms.length(chunk.shape, config)), chunk.shape[1]
 
 
-def buffer_length(n: int) -> int:
-    """The power of two that holds ``n`` tokens: loops of different length share a program."""
-    return 1 << (n - 1).bit_length()
+def filled(tokens: NumpyArray, length: int, fill: int | None = None) -> NumpyArray:
+    """Tokens (B, T) as int32, with more of them up to a length.
+
+    What comes later in a text changes nothing before it, and targets of -100 count for nothing. The last token is repeated: a
+    weight that is not finite and belongs to another is then never met, where zero times it would not be zero.
+    """
+    extra = length - tokens.shape[1]
+    longer = np.repeat(tokens[:, -1:], extra, axis=1) if fill is None else np.full((len(tokens), extra), fill)
+    return np.concatenate([tokens, longer], axis=1).astype(np.int32)
 
 
 @partial(jax.jit, static_argnames=("config", "phase"), donate_argnums=0)

@@ -24,9 +24,9 @@ def words(position: int) -> Array:
     return jnp.asarray(np.array([position >> 32, position & 0xFFFFFFFF], np.uint32))
 
 
-def later(start: Array, length: int) -> Array:
+def later(start: Array, length: Array | int) -> Array:
     """The position ``length`` tokens after ``start``, uint32 (2,)."""
-    low = start[1] + jnp.uint32(length)
+    low = start[1] + jnp.asarray(length).astype(jnp.uint32)
     return jnp.stack([start[0] + (low < start[1]), low])
 
 
@@ -69,6 +69,12 @@ def rotation(start: Array, length: int, table: NDArray[Any], dtype: Any, phase: 
     """Cosine and sine of the phases of ``length`` positions from ``start`` on, each (T, N), by a table of turns per token."""
     angle = 2 * np.pi * turns(start, length, table, dtype, phase)
     return jnp.cos(angle), jnp.sin(angle)
+
+
+def turned_on(turn: tuple[Array, Array], by: tuple[Array, Array]) -> tuple[Array, Array]:
+    """Cosine and sine of the sums of two phases, of each neuron by itself: no matter whether its pair turns alike."""
+    (cos, sin), (more_cos, more_sin) = turn, by
+    return cos * more_cos - sin * more_sin, sin * more_cos + cos * more_sin
 
 
 def rope(v: Array, cos: Array, sin: Array) -> Array:

@@ -9,7 +9,9 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from bdh_jax.model import loss, readout, run, wide
+from bdh_jax.forms import Kernel
+from bdh_jax.layer import wide
+from bdh_jax.model import loss, readout, run
 from bdh_jax.rope import Array
 from bdh_spec.config import BDHConfig
 from bdh_spec.optimizer import AdamW
@@ -46,17 +48,31 @@ def rates_at(step: int, settings: AdamW, rate: float) -> Rates:
 
 
 def objective(
-    tokens: Array, targets: Array, params: Params, config: BDHConfig, *, phase: Phase = "exact", key: Array | None = None
+    tokens: Array,
+    targets: Array,
+    params: Params,
+    config: BDHConfig,
+    *,
+    phase: Phase = "exact",
+    key: Array | None = None,
+    kernel: Kernel | None = None,
 ) -> Array:
     """The loss, for ``jax.grad(objective, argnums=2)``; ``key`` switches dropout on."""
-    return loss(readout(run(tokens, params, config, phase=phase, key=key), params), targets)
+    return loss(readout(run(tokens, params, config, phase=phase, key=key, kernel=kernel), params), targets)
 
 
 def gradients(
-    tokens: Array, targets: Array, params: Params, config: BDHConfig, *, phase: Phase = "exact", key: Array | None = None
+    tokens: Array,
+    targets: Array,
+    params: Params,
+    config: BDHConfig,
+    *,
+    phase: Phase = "exact",
+    key: Array | None = None,
+    kernel: Kernel | None = None,
 ) -> tuple[Array, Params]:
     """The loss and its slope in each weight."""
-    return jax.value_and_grad(objective, argnums=2)(tokens, targets, params, config, phase=phase, key=key)
+    return jax.value_and_grad(objective, argnums=2)(tokens, targets, params, config, phase=phase, key=key, kernel=kernel)
 
 
 def init_moments(params: Params) -> Moments:
@@ -131,29 +147,41 @@ def train_step(
     return value, *update(params, slopes, moments, rates, frozen)
 
 
-@partial(jax.jit, static_argnames=("config", "phase"), donate_argnums=3)
+@partial(jax.jit, static_argnames=("config", "phase", "kernel"), donate_argnums=3)
 def add_gradients(
     tokens: Array,
     targets: Array,
     params: Params,
-    total: Params,
+    total: Params | None,
     seed: Array,
     share: Scalar,
     config: BDHConfig,
     *,
     phase: Phase = "exact",
+    kernel: Kernel | None = None,
 ) -> tuple[Array, Params]:
-    """The share in the loss of one of a step's batches, and the slopes with its own added to them."""
-    value, slopes = dropped_gradients(tokens, targets, params, seed, config, phase=phase)
-    return share * value, jax.tree.map(lambda t, g: t + share * g.astype(t.dtype), total, slopes)
+    """The share in the loss of one of a step's batches, and its slopes, added to those of others if there are some.
+
+    The total given is donated; the one returned is never narrower than float32.
+    """
+    value, slopes = dropped_gradients(tokens, targets, params, seed, config, phase=phase, kernel=kernel)
+    shares = jax.tree.map(lambda g: share * g.astype(wide(g.dtype)), slopes)
+    return share * value, shares if total is None else jax.tree.map(jnp.add, total, shares)
 
 
 def dropped_gradients(
-    tokens: Array, targets: Array, params: Params, seed: Array, config: BDHConfig, *, phase: Phase
+    tokens: Array,
+    targets: Array,
+    params: Params,
+    seed: Array,
+    config: BDHConfig,
+    *,
+    phase: Phase,
+    kernel: Kernel | None = None,
 ) -> tuple[Array, Params]:
     """The loss and its slopes with the dropout of a seed."""
     key = jax.random.wrap_key_data(seed, impl="threefry2x32")
-    return gradients(tokens, targets, params, config, phase=phase, key=key)
+    return gradients(tokens, targets, params, config, phase=phase, key=key, kernel=kernel)
 
 
 apply = jax.jit(update, static_argnames="frozen", donate_argnums=(0, 2))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from importlib import metadata
-from typing import Any
+from typing import Any, ClassVar
 
 import mlx.core as mx
 import numpy as np
 
 from bdh_mlx.device import computing_on
-from bdh_mlx.model import RecurrentState, dropout, forward, init_state, loss, read_on, trace, wide, widen
+from bdh_mlx.forms import Kernel
+from bdh_mlx.layer import wide, widen
+from bdh_mlx.model import RecurrentState, forward, init_state, loss, read_on, trace
 from bdh_mlx.optimizer import Moments, add, dropout_key, moments, unrounded, update
 from bdh_spec.config import BDHConfig
 from bdh_spec.dtypes import DTYPES
@@ -28,8 +31,11 @@ class MLXModel(Model):
     Whatever outlives a call is evaluated in it: MLX evaluates an array in the thread that described it, and in no other.
     """
 
-    def __init__(self, params: Params, config: BDHConfig, *, device: str, dtype: str, phase: Phase) -> None:
+    def __init__(
+        self, params: Params, config: BDHConfig, *, device: str, dtype: str, phase: Phase, kernel: Kernel | None = None
+    ) -> None:
         super().__init__(config, device=device, dtype=dtype, phase=phase)
+        self._reads = partial(forward, config=config, phase=phase, kernel=kernel)
         kind, _, index = device.partition(":")
         self._device, self._dtype = mx.Device(getattr(mx, kind), int(index or 0)), getattr(mx, dtype)
         with computing_on(self._device):
@@ -42,7 +48,7 @@ class MLXModel(Model):
 
     def _forward(self, tokens: Array) -> Array:
         with computing_on(self._device):
-            return _numpy(forward(mx.array(tokens), self._params, self.config, phase=self.phase))
+            return _numpy(self._reads(mx.array(tokens), self._params))
 
     def _init_state(self, batch: int) -> list[RecurrentState]:
         with computing_on(self._device):
@@ -88,8 +94,8 @@ class MLXModel(Model):
         with computing_on(self._device):
             loss, total = 0.0, None
             for part, (tokens, targets, share) in enumerate(batches):
-                keep = dropout(self.config, tokens.shape, self._dtype, dropout_key(native, part))
-                value, slopes = self._value_and_slopes(mx.array(tokens), mx.array(targets), keep)
+                key = dropout_key(native, part)
+                value, slopes = self._value_and_slopes(mx.array(tokens), mx.array(targets), key)
                 total = slopes if share == 1 else add(total, slopes, share)
                 mx.eval(value, total)
                 loss += share * float(_numpy(value))
@@ -116,12 +122,12 @@ class MLXModel(Model):
     def _widely(self, five: Params) -> Params:
         return Params(*(_array(values, wide(self._dtype)) for values in five))
 
-    def _value_and_slopes(self, tokens: mx.array, targets: mx.array, keep: Any = None) -> tuple[mx.array, Params]:
-        value, slopes = mx.value_and_grad(self._loss_of)(self._params, tokens, targets, keep)
+    def _value_and_slopes(self, tokens: mx.array, targets: mx.array, key: mx.array | None = None) -> tuple[mx.array, Params]:
+        value, slopes = mx.value_and_grad(self._loss_of)(self._params, tokens, targets, key)
         return value, Params(*slopes)
 
-    def _loss_of(self, params: Params, tokens: mx.array, targets: mx.array, keep: Any = None) -> mx.array:
-        return loss(forward(tokens, params, self.config, phase=self.phase, keep=keep), targets)
+    def _loss_of(self, params: Params, tokens: mx.array, targets: mx.array, key: mx.array | None = None) -> mx.array:
+        return loss(self._reads(tokens, params, key=key), targets)
 
 
 class MLXBackend(Backend):
@@ -134,6 +140,7 @@ class MLXBackend(Backend):
 
     name = "mlx"
     capabilities = Capabilities(dtypes=DTYPES, verbs=(*USUAL, "frequencies"))
+    kernel: ClassVar[Kernel | None] = None
 
     def __init__(self) -> None:
         os.environ.setdefault("MLX_ENABLE_TF32", "0")
@@ -160,7 +167,13 @@ class MLXBackend(Backend):
     def _load(self, params: Params, config: BDHConfig, *, device: str, dtype: str, phase: Phase) -> Model:
         if dtype == "float64" and not device.startswith("cpu"):
             raise CapabilityError(f"the mlx port has no float64 on {device!r}: choose the device cpu or the dtype float32")
-        return MLXModel(params, config, device=device, dtype=dtype, phase=phase)
+        return MLXModel(params, config, device=device, dtype=dtype, phase=phase, kernel=self.kernel)
+
+
+class StreamedMLXBackend(MLXBackend):
+    """The same port, reading with the streamed kernel at every size: ``bdh-conform bdh_mlx.backend:StreamedMLXBackend``."""
+
+    kernel = "streamed"
 
 
 def _array(values: Array, dtype: mx.Dtype) -> mx.array:

@@ -1,4 +1,4 @@
-"""R1 to R13 in MLX: the equations under the specification's names and in its order, and the module that holds the weights.
+"""R11 to R13 in MLX: the equations under the specification's names and in its order, and the module that holds the weights.
 
 Axes: B batch, T time, h head (nh of them), N neurons per head, D embedding width, V vocabulary.
 Nothing in here evaluates an array, except ``generate``, which has to know a token before it can read it, and ``load_weights``.
@@ -19,31 +19,17 @@ from mlx.nn.layers.base import Module
 from mlx.utils import tree_flatten
 
 from bdh_mlx import weights
-from bdh_mlx.rope import rope, rotation, table_of
+from bdh_mlx.forms import CHUNK, Kernel, known, streams
+from bdh_mlx.layer import Stages, dropout, embed, layer, layer_norm, wide, widen, write
+from bdh_mlx.rope import rotation, table_of
+from bdh_mlx.streamed import gated
 from bdh_spec.checks import check_targets, check_tokens
 from bdh_spec.config import BDHConfig
 from bdh_spec.errors import CapabilityError
-from bdh_spec.model import EPS, IGNORE
+from bdh_spec.model import IGNORE
 from bdh_spec.params import INIT_STD, Params, shapes
 from bdh_spec.rope import Phase
 from bdh_spec.sampling import Sampling, check_length, sample, uniform
-
-CHUNK = 256  # tokens of a prompt read at once: more and the scores (T, T) of a long one would outgrow memory
-
-
-class Stages(NamedTuple):
-    """What one layer computes, in order. What nobody asks for is never evaluated."""
-
-    x_sparse: mx.array  # B h T N  R3
-    rotated: mx.array  # B h T N  R4
-    scores: mx.array  # B h T T  R5
-    attention: mx.array  # B h T D  R5
-    yKV: mx.array  # B h T D  R6
-    y_sparse: mx.array  # B h T N  R7
-    xy_sparse: mx.array  # B h T N  R7, after dropout (R8)
-    decoded: mx.array  # B T D    R9, before its norm
-    y: mx.array  # B T D    R9
-    x: mx.array  # B T D    R10, what the next layer starts from
 
 
 class RecurrentState(NamedTuple):
@@ -51,102 +37,6 @@ class RecurrentState(NamedTuple):
 
     position: mx.array  # tokens read so far: uint64, no axes
     layers: tuple[mx.array, ...]  # L of B h N D, never narrower than float32
-
-
-def wide(dtype: mx.Dtype) -> mx.Dtype:
-    """The dtype of norms, states and losses: float32 where the weights are narrower."""
-    return mx.float64 if dtype == mx.float64 else mx.float32
-
-
-def widen(x: mx.array) -> mx.array:
-    """The same values in at least float32."""
-    return x.astype(wide(x.dtype))
-
-
-def embed(tokens: mx.array, params: Params) -> mx.array:
-    """Look the tokens up and normalise (R1)."""
-    looked_up = widen(params.embed)[tokens]  # widened first: the gradient adds up every occurrence of a token
-    return layer_norm(looked_up).astype(params.embed.dtype)  # B T D
-
-
-def layer_norm(x: mx.array) -> mx.array:
-    """Centre and scale over the last axis: biased variance, eps inside the root, no affine (R2).
-
-    Not ``mx.fast.layer_norm``: it works in float32 for float64 too, and its gradient takes the variance as a difference of
-    two large numbers.
-    """
-    x = widen(x)
-    centred = x - x.mean(-1, keepdims=True)
-    return centred * mx.rsqrt((centred * centred).mean(-1, keepdims=True) + EPS)
-
-
-def relu(x: mx.array) -> mx.array:
-    """Keep what is positive; the slope at 0 is 0 (R15)."""
-    return mx.maximum(x, 0)
-
-
-def scores(rotated: mx.array) -> mx.array:
-    """Similarity of each token with strictly earlier ones: K is Q, no scale, no softmax (R5)."""
-    return mx.tril(rotated @ rotated.swapaxes(-1, -2), k=-1)  # B h T T
-
-
-def read(memory: mx.array, rotated: mx.array) -> mx.array:
-    """What the state holds for these queries (R13)."""
-    return widen(rotated) @ memory  # B h T D
-
-
-def write(memory: mx.array, rotated: mx.array, x: mx.array) -> mx.array:
-    """The state after these tokens (R13), in the buffer of ``memory`` if nobody else holds that."""
-    k, v = widen(rotated).swapaxes(-1, -2), widen(x)[:, None]  # B h N T, B 1 T D
-    return memory + (k * v if x.shape[1] == 1 else k @ v)  # B h N D
-
-
-def layer(
-    x: mx.array, params: Params, cos: mx.array, sin: mx.array, memory: mx.array | None = None, keep: mx.array | float = 1.0
-) -> Stages:
-    """Run one layer on x (B, T, D).
-
-    ``memory`` is the layer's state before these tokens, absent at the start of a text. ``keep`` is the dropout mask of
-    training, already divided by its probability (R8).
-    """
-    x_sparse = relu(x[:, None] @ params.encoder)  # B h T N
-    rotated = rope(x_sparse, cos, sin)  # B h T N
-    similar = scores(rotated)  # B h T T
-    attention = attend(similar, x, rotated, memory)  # B h T D
-    yKV = layer_norm(attention).astype(x.dtype)  # B h T D
-    y_sparse = relu(yKV @ params.encoder_v)  # B h T N
-    xy_sparse = x_sparse * y_sparse * keep  # B h T N
-    decoded = merge_heads(xy_sparse) @ params.decoder  # B T D
-    y = layer_norm(decoded).astype(x.dtype)
-    return Stages(
-        x_sparse, rotated, similar, attention, yKV, y_sparse, xy_sparse, decoded, y, layer_norm(x + y).astype(x.dtype)
-    )
-
-
-def attend(similar: mx.array, x: mx.array, rotated: mx.array, memory: mx.array | None) -> mx.array:
-    """Mix the values of earlier tokens: those of this call by their scores, those before it by the state (R5, R13)."""
-    if memory is not None and x.shape[1] == 1:
-        return read(memory, rotated)  # a lone token has no earlier one in its call
-    attention = widen(similar) @ widen(x)[:, None]  # B h T D
-    return attention if memory is None else attention + read(memory, rotated)
-
-
-def dropout(
-    config: BDHConfig, tokens_shape: tuple[int, ...], dtype: mx.Dtype, key: mx.array | None = None
-) -> list[mx.array | float]:
-    """Fresh masks for one step of training, one (B, nh, T, N) per layer: 0, or 1/(1-p) where a value is kept (R8)."""
-    if config.dropout == 0:
-        return [1.0] * config.n_layer
-    (B, T), kept = tokens_shape, 1 - config.dropout
-    shape = (B, config.n_head, T, config.n_neurons)
-    keys = [None] * config.n_layer if key is None else list(mx.random.split(key, config.n_layer))
-    return [mx.random.bernoulli(kept, shape, key=k).astype(dtype) / kept for k in keys]
-
-
-def merge_heads(xy_sparse: mx.array) -> mx.array:
-    """Lay the heads side by side, head-major (R9)."""
-    B, nh, T, N = xy_sparse.shape
-    return xy_sparse.swapaxes(1, 2).reshape(B, T, nh * N)
 
 
 def readout(x: mx.array, params: Params) -> mx.array:
@@ -160,13 +50,13 @@ def run(
     config: BDHConfig,
     *,
     phase: Phase = "exact",
-    keep: Sequence[mx.array | float] | None = None,
+    keep: Sequence[mx.array | None] | None = None,
 ) -> tuple[mx.array, list[Stages]]:
     """All layers in parallel form: the last x (B, T, D) and what each layer computed."""
     cos, sin = rotation(0, tokens.shape[1], table_of(config), wide(params.encoder.dtype), phase)
     x, layers = embed(tokens, params), []
     for i in range(config.n_layer):
-        layers.append(layer(x, params, cos, sin, keep=1.0 if keep is None else keep[i]))
+        layers.append(layer(x, params, cos, sin, keep=None if keep is None else keep[i]))
         x = layers[-1].x
     return x, layers
 
@@ -184,10 +74,20 @@ def forward(
     config: BDHConfig,
     *,
     phase: Phase = "exact",
-    keep: Sequence[mx.array | float] | None = None,
+    key: mx.array | None = None,
+    kernel: Kernel | None = None,
 ) -> mx.array:
-    """The parallel form: tokens (B, T) to logits (B, T, V)."""
-    x, _ = run(tokens, params, config, phase=phase, keep=keep)
+    """Tokens (B, T) to logits (B, T, V): by the kernel of a name, or else the one for this size. ``key`` switches dropout on.
+
+    Time and memory grow linearly with a long text.
+    """
+    if not streams(kernel, tokens, config):
+        keep = None if key is None else dropout(config, tokens.shape, params.encoder.dtype, key)
+        return readout(run(tokens, params, config, phase=phase, keep=keep)[0], params)
+    x = embed(tokens, params)
+    for k in [None] * config.n_layer if key is None or config.dropout == 0 else mx.random.split(key, config.n_layer):
+        y = layer_norm(gated(x, params, config, phase, k)).astype(x.dtype)  # R9
+        x = layer_norm(x + y).astype(x.dtype)  # R10
     return readout(x, params)
 
 
@@ -252,7 +152,7 @@ def read_on(held: list[RecurrentState], tokens: mx.array, params: Params, config
         mx.eval(part, state)
         logits.append(part)
     held.append(state)
-    return mx.concatenate(logits, axis=1)
+    return logits[0] if len(logits) == 1 else mx.concatenate(logits, axis=1)
 
 
 class Embedding(embedding.Embedding):
@@ -274,9 +174,9 @@ class BDH(Module):
     never drop.
     """
 
-    def __init__(self, config: BDHConfig, *, phase: Phase = "exact") -> None:
+    def __init__(self, config: BDHConfig, *, phase: Phase = "exact", kernel: Kernel | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # MLX leaves it untyped
-        self.config, self.phase = config, phase
+        self.config, self.phase, self.kernel = config, phase, known(kernel)
         shape = shapes(config)
         self.embed = Embedding(*shape.embed)
         self.embed.weight = mx.random.normal(shape.embed, scale=INIT_STD)
@@ -295,8 +195,8 @@ class BDH(Module):
         Stays lazy, so the ids themselves are not looked at: one outside the vocabulary reads what it should not.
         """
         tokens = check_tokens(_blank(idx), self.config)
-        keep = dropout(self.config, idx.shape, self.encoder.dtype) if self.training else None
-        logits = forward(idx, self.params(), self.config, phase=self.phase, keep=keep)
+        key = fresh_key() if self.training and self.config.dropout else None
+        logits = forward(idx, self.params(), self.config, phase=self.phase, key=key, kernel=self.kernel)
         if targets is None:
             return logits, None
         check_targets(_blank(targets), tokens, self.config)
@@ -353,6 +253,11 @@ class BDH(Module):
     def save_weights(self, file: str | Path) -> None:
         """Write a ``.safetensors`` file that says what model it is, or an ``.npz``, which cannot."""
         weights.save(file, dict(tree_flatten(self.parameters())), self.config)  # type: ignore[no-untyped-call]  # likewise
+
+
+def fresh_key() -> mx.array:
+    """A key of dropout from MLX's own generator, so that ``mx.random.seed`` decides."""
+    return mx.random.randint(-(2**31), 2**31, (2,), dtype=mx.int32).view(mx.uint32)
 
 
 def fresh_seed() -> int:

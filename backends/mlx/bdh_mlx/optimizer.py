@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from bdh_mlx.model import widen
+from bdh_mlx.layer import widen
 from bdh_spec.optimizer import AdamW, dropout_seed, moving
 from bdh_spec.params import Params
 
