@@ -21,8 +21,10 @@ def unnoted(name: str, value: Tensor) -> Tensor:
 
 def scores(rotated: Tensor) -> Tensor:
     """Similarity of each token with strictly earlier ones: K is Q, no scale, no softmax (R5)."""
-    if not torch.is_grad_enabled() or are_transforms_active():
-        return _scores(rotated)  # h*B T T
+    if are_transforms_active():
+        return torch.bmm(rotated, rotated.mT).tril(-1)  # h*B T T
+    if not torch.is_grad_enabled():
+        return _scores(rotated)
     similar: Tensor = _Scores.apply(rotated)  # type: ignore[no-untyped-call]  # PyTorch has not typed it
     return similar
 

@@ -26,8 +26,9 @@ CHUNK = 256  # tokens read at once on top of a state
 WHOLE, WHOLE_WITH_GRADIENTS = 512, 1024
 # The same by the streamed kernel, which leaves out what is above the diagonal.
 WHOLE_STREAMED, WHOLE_STREAMED_NARROW = 1024, 4096
-# Bytes of all neurons of the tokens at hand, (h, B*T, N), from which on streaming them is the faster on a CPU. On a GPU it is not.
-STREAMED = 2**22
+# Bytes of all neurons of the tokens at hand, (h, B*T, N), from which on streaming them is the faster on a CPU, in turns with
+# the plain kernel in D 64, 128 and 256. Gradients compute what they have not kept again, which moves the crossing.
+STREAMED, STREAMED_WITH_GRADIENTS = 2**22, 2**26
 
 
 def known(name: str | None, names: Any) -> Any:
@@ -55,8 +56,9 @@ def streams(kernel: Kernel | None, x: Tensor, weights: Weights, drop: nn.Module)
     if kernel == "plain" or not can_stream(weights, drop):
         return False
     (B, T), (nh, _, N), kind = x.shape[:2], weights.encoder.shape, weights.encoder.dtype
-    size = nh * B * T * N * kind.itemsize
-    return kernel == "streamed" or (T > 1 and size >= STREAMED and weights.encoder.device.type == "cpu")
+    many = STREAMED_WITH_GRADIENTS if torch.is_grad_enabled() else STREAMED
+    is_faster = T > 1 and nh * B * T * N * kind.itemsize >= many and weights.encoder.device.type == "cpu"
+    return kernel == "streamed" or is_faster
 
 
 def can_stream(weights: Weights, drop: nn.Module) -> bool:

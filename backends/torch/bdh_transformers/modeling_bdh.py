@@ -77,10 +77,8 @@ class BDHLayer(GradientCheckpointingLayer):
 
     def streams(self, x: Tensor, weights: Weights, kernel: Kernel | None, past_key_values: Cache | None) -> bool:
         """Whether this layer reads by the streamed kernel, which keeps no rows, and writes to a state in place."""
-        if past_key_values is not None:
-            is_written = not torch.is_grad_enabled() and isinstance(past_key_values.layers[self.layer_idx], BDHStateLayer)
-            if not is_written:
-                return False
+        if past_key_values is not None and (torch.is_grad_enabled() or not _is_state(past_key_values)):
+            return False
         return forms.streams(kernel, x, weights, self.drop)
 
     def _stream(
@@ -95,6 +93,11 @@ class BDHLayer(GradientCheckpointingLayer):
             state.length += T
         decoded = gated(x, weights, rotations, chunk, memory, blank=blank, dropout=dropout, kept=kept)
         return residual(x, decoded)
+
+
+def _is_state(past_key_values: Cache) -> bool:
+    """Whether a cache has states: one of rows may have no layers yet."""
+    return all(isinstance(layer, BDHStateLayer) for layer in past_key_values.layers or [None])
 
 
 class BDHRotaryEmbedding(nn.Module):
@@ -225,7 +228,7 @@ class BDHModel(BDHPreTrainedModel):
         return BaseModelOutputWithPast(last_hidden_state=x, past_key_values=past_key_values if use_cache else None)
 
     def _streamed(self, x: Tensor, weights: Weights, position_ids: Tensor, past_key_values: Cache | None) -> Streamed | None:
-        """Rotations for the streamed kernel, if it is to read: it wants all texts at the same positions, one after the other."""
+        """Rotations for the streamed kernel, if it is to read: it wants all texts at the same positions, in turn."""
         layers = self.layers[: self.config.num_hidden_layers]
         if not all(layer.streams(x, weights, self.kernel, past_key_values) for layer in layers):
             return None
