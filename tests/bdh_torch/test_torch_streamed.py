@@ -21,14 +21,15 @@ from bdh_torch import BDH, forms, streamed
 from bdh_torch.backend import StreamedTorchBackend
 from bdh_torch.forms import Attention, Kernel
 from bdh_torch.layer import Weights, layer_norm
+from bdh_torch.rope import relative
 from bdh_torch.streamed import gated
 
-# Texts and neurons on both sides of what is worked on at once below: chunks of 8, pieces of 16, 64 neurons, scores of 3 rows.
+# Texts and neurons on both sides of what is worked on at once below: chunks of 8, 64 neurons, scores of 3 rows.
 SHAPES = {
     "within_a_chunk": Case(BDHConfig(2, 6, 0.0, 2, 8, 11), 3, 5, seed=1, scale=10),
     "a_chunk": Case(BDHConfig(2, 6, 0.0, 2, 8, 11), 2, 8, seed=2, scale=10),
     "ragged_chunks": Case(BDHConfig(2, 6, 0.0, 2, 8, 11), 2, 37, seed=3, scale=10),
-    "whole_pieces": Case(BDHConfig(2, 6, 0.0, 3, 8, 11), 1, 32, seed=4, scale=10),
+    "whole_chunks": Case(BDHConfig(2, 6, 0.0, 3, 8, 11), 1, 32, seed=4, scale=10),
     "ragged_blocks": Case(BDHConfig(2, 5, 0.0, 3, 90, 7), 2, 19, seed=5, scale=10),
     "many_texts": Case(BDHConfig(3, 4, 0.0, 1, 33, 7), 23, 3, seed=6, scale=10),
     "one_token": Case(BDHConfig(2, 6, 0.0, 2, 8, 11), 2, 1, seed=7, scale=10),
@@ -41,7 +42,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sizes at which the smallest models are cut everywhere."""
     for module, sizes in (
         (forms, {"CHUNK": 8, "WHOLE": 8, "WHOLE_WITH_GRADIENTS": 8, "WHOLE_STREAMED": 8, "WHOLE_STREAMED_NARROW": 8}),
-        (streamed, {"BLOCK": 64, "TOGETHER": 16, "PIECE": 16, "STEP": 3}),
+        (streamed, {"BLOCK": 64, "TOGETHER": 16, "STEP": 3}),
     ):
         for name, size in sizes.items():
             monkeypatch.setattr(module, name, size)
@@ -108,7 +109,7 @@ def layer_of(case: Case) -> tuple[Tensor, Weights, Any]:
     model = StreamedTorchBackend().load(case.params, case.config, device="cpu", dtype="float64").module
     with torch.no_grad():
         x = layer_norm(model.embed(torch.tensor(case.tokens)))
-    return x, model.weights, model.attn.relative(0, case.time, 8, torch.float64)
+    return x, model.weights, relative(0, case.time, 8, model.attn.fixed, torch.float64, "exact")
 
 
 @each_shape

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from bdh_conformance.yardstick.cases import Case
 from bdh_spec import Params
-from bdh_transformers import BDHConfig, BDHForCausalLM, attention_bdh, modeling_bdh
+from bdh_torch import forms
+from bdh_transformers import BDHConfig, BDHForCausalLM
 
 FORMS = ("bdh_recurrent", "bdh_parallel")
 
@@ -80,7 +81,6 @@ def gradients() -> Callable[[BDHForCausalLM], dict[str, Tensor]]:
 @pytest.fixture
 def short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lengths at which small texts already are long, the last chunk ragged."""
-    monkeypatch.setattr(attention_bdh, "CHUNK", 4)
-    monkeypatch.setattr(attention_bdh, "WHOLE", 5)
-    for module in (attention_bdh, modeling_bdh):
-        monkeypatch.setattr(module, "WHOLE_WITH_GRADIENTS", 5)
+    monkeypatch.setattr(forms, "CHUNK", 4)
+    for name in ("WHOLE", "WHOLE_WITH_GRADIENTS", "WHOLE_STREAMED", "WHOLE_STREAMED_NARROW"):
+        monkeypatch.setattr(forms, name, 5)

@@ -20,7 +20,8 @@ from bdh_conformance.yardstick.tolerances import FLOAT64, expect
 from bdh_spec import CapabilityError
 from bdh_spec.config import BDHConfig as Sizes
 from bdh_spec.model import advance, forward, init_state, trace
-from bdh_transformers import BDHCache, BDHConfig, BDHForCausalLM, BDHModel, attention_bdh
+from bdh_torch import forms
+from bdh_transformers import BDHCache, BDHConfig, BDHForCausalLM, BDHModel
 from bdh_transformers.cache_bdh import BDHStateLayer
 
 Load = Callable[..., BDHForCausalLM]
@@ -471,7 +472,7 @@ def test_r13_a_long_text_makes_no_tensor_of_all_its_neurons_or_pairs(load: Load,
     model, T = load(Case(LONG), form, torch.float32), 8192
     with torch.set_grad_enabled(records), Allocations() as made:
         model(torch.zeros(1, T, dtype=torch.long), use_cache=False)
-    chunk = attention_bdh.CHUNK * LONG.n_head * max(attention_bdh.CHUNK, LONG.n_neurons)
+    chunk = forms.CHUNK * LONG.n_head * max(forms.CHUNK, LONG.n_neurons)
     assert made.largest <= max(T * LONG.vocab_size, chunk) < T * LONG.n_head * LONG.n_neurons / 2
 
 

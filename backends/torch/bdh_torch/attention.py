@@ -21,10 +21,18 @@ def unnoted(name: str, value: Tensor) -> Tensor:
 
 def scores(rotated: Tensor) -> Tensor:
     """Similarity of each token with strictly earlier ones: K is Q, no scale, no softmax (R5)."""
+    if are_transforms_active():
+        return torch.bmm(rotated, rotated.mT).tril(-1)  # h*B T T
     if not torch.is_grad_enabled():
-        return _scores(rotated)  # h*B T T
+        return _scores(rotated)
     similar: Tensor = _Scores.apply(rotated)  # type: ignore[no-untyped-call]  # PyTorch has not typed it
     return similar
+
+
+def are_transforms_active() -> bool:
+    """Whether torch.func transforms what is computed, or derivatives are taken forward: neither knows our own gradients."""
+    takes_forward: bool = torch.autograd.forward_ad._current_level >= 0
+    return takes_forward or bool(torch._C._are_functorch_transforms_active())  # type: ignore[attr-defined]  # it is untyped
 
 
 def read(memory: Tensor, rotated: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Which of several forms that compute the same reads a text: all thresholds in one place, each from a measurement.
 
-``kernel``: plain, the default, is the form to read beside the specification, streamed the one that never holds all neurons.
+``kernel``: plain is the form to read beside the specification, streamed the one that never holds all neurons. None chooses by
+the size of what the plain one would hold; where the streamed one cannot read, the plain one does whatever was chosen.
 ``attention``: parallel reads a text by its scores, chunked in pieces that see earlier ones through the state, recurrent
 token by token. None chooses by the length of the text.
 """
@@ -10,8 +11,11 @@ from __future__ import annotations
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
+from torch import Tensor, nn
 
-from bdh_spec import ConfigError
+from bdh_spec.errors import ConfigError
+from bdh_torch.attention import are_transforms_active
+from bdh_torch.layer import Weights
 
 Kernel: TypeAlias = Literal["plain", "streamed"]
 Attention: TypeAlias = Literal["parallel", "chunked", "recurrent"]
@@ -21,7 +25,10 @@ CHUNK = 256  # tokens read at once on top of a state
 # about here, measured on a CPU at the default size. With gradients every chunk's state is kept, which moves the crossing.
 WHOLE, WHOLE_WITH_GRADIENTS = 512, 1024
 # The same by the streamed kernel, which leaves out what is above the diagonal.
-WHOLE_STREAMED, WHOLE_STREAMED_NARROW = 1024, 2048
+WHOLE_STREAMED, WHOLE_STREAMED_NARROW = 1024, 4096
+# Bytes of all neurons of the tokens at hand, (h, B*T, N), from which on streaming them is the faster on a CPU, in turns with
+# the plain kernel in D 64, 128 and 256. Gradients compute what they have not kept again, which moves the crossing.
+STREAMED, STREAMED_WITH_GRADIENTS = 2**22, 2**26
 
 
 def known(name: str | None, names: Any) -> Any:
@@ -36,12 +43,31 @@ def is_read_whole(T: int) -> bool:
     return (WHOLE_WITH_GRADIENTS if torch.is_grad_enabled() else WHOLE) >= T
 
 
-def chunk(T: int, attention: Attention | None, dtype: torch.dtype) -> int:
+def chunk(T: int, attention: Attention | None, weight: Tensor) -> int:
     """How many tokens of a text the streamed kernel reads by their scores."""
+    device = weight.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     whole = WHOLE_STREAMED_NARROW if dtype.itemsize < 4 else WHOLE_STREAMED
     return T if attention == "parallel" or (attention is None and whole >= T) else CHUNK
 
 
-def streams(kernel: Kernel | None) -> bool:
-    """Whether the streamed kernel reads: where it is asked for by name, and no compiler is at work, which cannot read it."""
-    return kernel == "streamed" and not torch.compiler.is_compiling()
+def streams(kernel: Kernel | None, x: Tensor, weights: Weights, drop: nn.Module) -> bool:
+    """Whether the streamed kernel reads x, (B, T, D) or tokens (B, T), with these weights and this dropout."""
+    if kernel == "plain" or not can_stream(weights, drop):
+        return False
+    (B, T), (nh, _, N), kind = x.shape[:2], weights.encoder.shape, weights.encoder.dtype
+    many = STREAMED_WITH_GRADIENTS if torch.is_grad_enabled() else STREAMED
+    is_faster = T > 1 and nh * B * T * N * kind.itemsize >= many and weights.encoder.device.type == "cpu"
+    return kernel == "streamed" or is_faster
+
+
+def can_stream(weights: Weights, drop: nn.Module) -> bool:
+    """Whether the streamed kernel can read at all.
+
+    It writes to memory of its own where a compiler, a tracer, a transform of functions or a tensor that is more than its
+    values would have to follow; and it draws the masks of dropout itself, so that nobody can look on.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or are_transforms_active():
+        return False
+    is_watched = type(drop) is not nn.Dropout or drop._forward_hooks or drop._forward_pre_hooks
+    return not is_watched and all(type(weight) in (Tensor, nn.Parameter) for weight in weights)

@@ -23,7 +23,7 @@ from bdh_torch import forms, streamed
 from bdh_torch.attention import Note, attend, unnoted, without_padding, write
 from bdh_torch.forms import Attention, Kernel
 from bdh_torch.layer import Weights, layer, layer_norm, residual, wide
-from bdh_torch.rope import Rotary, check_frequencies
+from bdh_torch.rope import Rotary, check_frequencies, relative
 
 
 @dataclass(frozen=True)
@@ -174,17 +174,17 @@ class BDH(nn.Module):
             return False  # what turns the two neurons of a pair differently is no complex number
         if self.attn.phase == "float32" and idx.shape[1] > self._chunk(idx.shape[1]):
             return False  # phases that are rounded at each position are not relative
-        return forms.streams(self.kernel)
+        return forms.streams(self.kernel, idx, self.weights, self.drop)
 
     def _chunk(self, T: int) -> int:
         """How many tokens the streamed kernel reads by their scores."""
-        return forms.chunk(T, self.attention, self.encoder.dtype)
+        return forms.chunk(T, self.attention, self.encoder)
 
     def _stream(self, idx: Tensor, state: RecurrentState | None) -> Tensor:
         """Logits by the streamed kernel. A state is updated in place."""
         T, start = idx.shape[1], state.position if state else 0
         x, chunk = layer_norm(self.embed(idx)), self._chunk(T)  # B T D  R1
-        rotations = self.attn.relative(start, T, chunk, wide(self.encoder.dtype))
+        rotations = relative(start, T, chunk, self.attn.fixed, wide(self.encoder.dtype), self.attn.phase)
         dropout = self.drop.p if self.training else 0.0
         memories = state.layers if state else (None,) * self.config.n_layer
         for memory in memories:

@@ -50,14 +50,6 @@ class Rotary(nn.Module):
     def forward(self, positions: Tensor, dtype: torch.dtype) -> Tensor:
         return rotation(positions, self.fixed, dtype, self.phase)
 
-    def relative(self, start: int, T: int, chunk: int, dtype: torch.dtype) -> Rotations:
-        """The phases of T positions from ``start`` on, as those of a chunk and how far each chunk is turned on."""
-        places, starts = (
-            torch.arange(min(chunk, T), device=self.fixed.device),
-            torch.arange(0, T, chunk, device=self.fixed.device),
-        )
-        return Rotations(*(torch.view_as_complex(self(positions, dtype)) for positions in (start + places, starts)))
-
     def reset(self, device: torch.device) -> None:
         """Fill both tables, which are empty in a model that was built on the meta device."""
         self.freqs = stored(self.table).to(device)
@@ -125,6 +117,15 @@ def rotation(positions: Tensor, fixed: Tensor, dtype: torch.dtype, phase: Phase)
     """Cosine and sine of the phases of whole-number positions (..., T): (..., T, N/2, 2), or (..., T, N, 2) of each neuron."""
     angle = 2 * math.pi * turns(positions, fixed, dtype, phase)  # ... T K
     return torch.stack((angle.cos(), angle.sin()), dim=-1)
+
+
+def relative(start: int | Tensor, T: int, chunk: int, fixed: Tensor, dtype: torch.dtype, phase: Phase) -> Rotations:
+    """The phases of T positions from ``start`` on, as those of a chunk and how far each chunk is turned on."""
+    places = torch.arange(min(chunk, T), device=fixed.device)
+    starts = torch.arange(0, T, chunk, device=fixed.device)
+    return Rotations(
+        *(torch.view_as_complex(rotation(positions, fixed, dtype, phase)) for positions in (start + places, starts))
+    )
 
 
 def rope(v: Tensor, rotations: Tensor) -> Tensor:

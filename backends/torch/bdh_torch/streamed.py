@@ -1,8 +1,11 @@
 """One layer, R3 to R9, that never holds all neurons: heads one after the other, their neurons in blocks.
 
 The same function as ``layer.layer``, the form to read beside the specification. There a dozen tensors (B, nh, T, N) pass
-through memory; here what is that wide lives for one head, and is worked on while a block of it is in the cache. A gradient
-keeps of a layer what has no axis N, and computes the rest again.
+through memory; here what is that wide lives for one head of a chunk, and is worked on while a block of it is in the cache. A
+gradient keeps of a layer what has no axis N, and computes the rest again.
+
+Weights are read where they are, in the order that they have: nothing is repacked that an edit could leave stale. Turning pairs
+that lie side by side as complex numbers is one pass, a third of the time of four passes over pairs that lie apart.
 
 A text is cut into chunks. Within one, tokens see one another by scores; what came before, they see through the state (R13), of
 which again one block is at hand. A text of one chunk is read in the parallel form; the cost of more grows by the chunk.
@@ -26,7 +29,6 @@ from bdh_torch.rope import Rotations
 
 BLOCK = 2**21  # bytes of a block of neurons: what a core keeps near it
 TOGETHER = 512  # rows of short texts that are read at once
-PIECE = 2048  # rows of a long text whose neurons wait for the gate: their attention has to be known first
 STEP = 128  # rows whose scores are computed at once, up to their own diagonal
 
 _threshold = torch.ops.aten.threshold_backward  # the slope of a relu, given what it returned
@@ -40,19 +42,10 @@ class Rows:
     time: int
     chunk: int
 
-    def chunks(self, start: int, stop: int) -> list[tuple[int, slice]]:
-        """The number and the rows of each chunk of a piece."""
-        width = self.texts * self.chunk
-        return [(first // width, slice(first, min(first + width, stop))) for first in range(start, stop, width)]
-
-    def pieces(self) -> Iterator[tuple[int, int]]:
-        """Whole chunks whose neurons are held together."""
+    def chunks(self) -> list[tuple[int, slice]]:
+        """The number and the rows of each chunk."""
         rows, width = self.texts * self.time, self.texts * self.chunk
-        length = max(PIECE // width, 1) * width
-        return ((first, min(first + length, rows)) for first in range(0, rows, length))
-
-    def all_chunks(self) -> list[tuple[int, slice]]:
-        return self.chunks(0, self.texts * self.time)
+        return [(first // width, slice(first, min(first + width, rows))) for first in range(0, rows, width)]
 
     def by_text(self, values: Tensor) -> Tensor:
         """Rows (R, K) as (G, C, K)."""
@@ -82,23 +75,23 @@ def gated(
     *,
     blank: bool = False,
     dropout: float = 0.0,
+    kept: Tensor | None = None,
 ) -> Tensor:
     """x (B, T, D) to what the decoder returns, (B, T, D): all of a layer but its last two norms.
 
     ``memory`` (h*B, N, D) is the layer's state, which is updated in place, and then no gradient is recorded; ``blank`` says
-    that nothing was written to it yet.
+    that nothing was written to it yet. Where ``kept`` (B, T) is 0 there is padding, which nobody sees.
     """
     drop = _Dropout(dropout, int(torch.randint(2**62, ()))) if dropout else None  # so that torch.manual_seed decides
     device = x.device.type
     if torch.is_autocast_enabled(device):
-        narrow = torch.get_autocast_dtype(device)
-        x, weights = x.to(narrow), Weights(*(weight.to(narrow) for weight in weights))
+        x = x.to(torch.get_autocast_dtype(device))
     with torch.autocast(device, enabled=False):
         if memory is None and torch.is_grad_enabled():
             # PyTorch has not typed apply.
-            decoded: Tensor = _Gated.apply(x, *weights, rotations, chunk, drop)  # type: ignore[no-untyped-call]
+            decoded: Tensor = _Gated.apply(x, *weights, kept, rotations, chunk, drop)  # type: ignore[no-untyped-call]
             return decoded
-        return _read(x, weights, rotations, chunk, drop, memory, blank=blank)[0]
+        return _read(x, weights, kept, rotations, chunk, drop, memory, blank=blank)[0]
 
 
 @dataclass(frozen=True)
@@ -110,6 +103,8 @@ class _Dropout:
 
     def mask(self, shape: Sequence[int], like: Tensor, head: int, row: int) -> Tensor:
         """0, or 1/(1-p) where a value is kept."""
+        if self.p == 1:
+            return like.new_zeros(shape)
         (seed,) = np.random.SeedSequence((self.seed, head, row)).generate_state(1)  # all that a generator on a CPU reads of one
         generator = torch.Generator(like.device).manual_seed(int(seed))
         return like.new_empty(shape).bernoulli_(1 - self.p, generator=generator).div_(1 - self.p)
@@ -118,6 +113,7 @@ class _Dropout:
 def _read(
     x: Tensor,
     weights: Weights,
+    kept: Tensor | None,
     rotations: Rotations,
     chunk: int,
     dropout: _Dropout | None,
@@ -128,98 +124,124 @@ def _read(
 ) -> tuple[Tensor, list[Tensor]]:
     """What the decoder returns, and what a gradient keeps, if it does: attention and scores of each group of texts and head."""
     (B, T, D), nh = x.shape, len(weights.encoder)
-    rows_of_x = x.reshape(B * T, D)
-    decoded, kept = x.new_zeros(B * T, D, dtype=wide(x.dtype)), []
+    rows_of_x, rows_of_v = x.reshape(B * T, D), _values(x, kept)
+    decoded, found = x.new_zeros(B * T, D, dtype=wide(x.dtype)), list[Tensor]()
+    room = x.new_empty(0)
     for texts, span, rows in groups(B, T, chunk):
+        if room.numel() == 0:  # the first group is the largest
+            room = x.new_empty(2, rows.texts * rows.chunk, weights.encoder.shape[2])
         for h in range(nh):
-            head = _Head(rows_of_x[span], weights, h, rotations, rows, dropout, span.start)
+            head = _Head(rows_of_x[span], rows_of_v[span], weights, h, rotations, rows, dropout, span.start)
             state = None if memory is None else torch.unflatten(memory, 0, (nh, B))[h, texts]  # G N D
-            attention, scores = head.read(decoded[span], state, blank=blank)
-            kept += [attention, scores] if keeps else []
-    return decoded.view(B, T, D), kept
+            attention, scores = head.read(decoded[span], state, room, blank=blank, keeps=keeps)
+            found += [attention, scores] if keeps else []
+    return decoded.view(B, T, D), found
+
+
+def _values(x: Tensor, kept: Tensor | None) -> Tensor:
+    """What tokens see of one another: x (B, T, D) as rows (R, D), those of padding zero."""
+    rows = x.reshape(-1, x.shape[-1])
+    return rows if kept is None else rows * kept.reshape(-1, 1).to(x.dtype)
 
 
 class _Head:
     """One head of texts that are read together, and what it computes of them."""
 
     def __init__(
-        self, x: Tensor, weights: Weights, h: int, rotations: Rotations, rows: Rows, dropout: _Dropout | None, first: int
+        self,
+        x: Tensor,
+        v: Tensor,
+        weights: Weights,
+        h: int,
+        rotations: Rotations,
+        rows: Rows,
+        dropout: _Dropout | None,
+        first: int,
     ) -> None:
         self.N = weights.encoder.shape[2]
-        self.x, self.h, self.rotations, self.rows, self.dropout, self.first = x, h, rotations, rows, dropout, first
-        self.v = x.to(wide(x.dtype))  # R D
-        self.encoder, self.encoder_v = weights.encoder[h], weights.encoder_v[h]  # D N
-        self.decoder = weights.decoder[h * self.N : (h + 1) * self.N]  # N D
+        self.x, self.v, self.h, self.rotations, self.rows, self.dropout, self.first = x, v, h, rotations, rows, dropout, first
+        self.encoder, self.encoder_v = weights.encoder[h].to(x.dtype), weights.encoder_v[h].to(x.dtype)  # D N
+        self.decoder = weights.decoder[h * self.N : (h + 1) * self.N].to(x.dtype)  # N D
         self.blocks = blocks(self.N, rows.texts * rows.chunk, x.element_size())
 
-    def read(self, decoded: Tensor, state: Tensor | None, *, blank: bool) -> tuple[Tensor, Tensor]:
-        """Attention (R, D) and scores (chunks, G, C, C); what the decoder makes of this head is added to ``decoded``."""
-        rows = self.rows
-        if state is None and rows.time > rows.chunk:
-            state, blank = self.v.new_zeros(1, self.N, self.v.shape[1]), True
-        attention = torch.zeros_like(self.v)
-        scores = self.v.new_zeros(len(rows.all_chunks()), rows.texts, rows.chunk, rows.chunk)
-        for start, stop in rows.pieces():
-            neurons = self.x.new_empty(stop - start, self.N)
-            chunks = [
-                (number, part, neurons[part.start - start : part.stop - start]) for number, part in rows.chunks(start, stop)
-            ]
+    def read(self, decoded: Tensor, state: Tensor | None, room: Tensor, *, blank: bool, keeps: bool) -> tuple[Tensor, Tensor]:
+        """Attention (R, D) and scores (chunks, G, C, C), the last chunk's unless it ``keeps`` all.
+
+        What the decoder makes of this head is added to ``decoded``. ``room`` (2, G*C, N) is overwritten.
+        """
+        rows, chunks = self.rows, self.rows.chunks()
+        if state is None and len(chunks) > 1:
+            state, blank = self.v.new_zeros(1, self.N, self.v.shape[1], dtype=wide(self.v.dtype)), True
+        attention = torch.empty_like(self.v, dtype=wide(self.v.dtype))
+        scores = self.x.new_zeros(len(chunks) if keeps else 1, rows.texts, rows.chunk, rows.chunk)
+        for number, part in chunks:
+            neurons, rotated = room[:, : part.stop - part.start]
             for block in self.blocks:
-                for number, part, own in chunks:
-                    rotated = self.excite(part, own, number, block)
-                    _add_scores(scores[number], rotated)
-                    if state is not None:
-                        seen = None if blank and not number else rows.by_text(attention[part])
-                        _see_and_remember(state[:, block], rotated, rows.by_text(self.v[part]), seen)
-            for number, part, own in chunks:
-                C = (part.stop - part.start) // rows.texts
-                similar = scores[number, :, :C, :C].tril_(-1).to(self.x.dtype)  # G C C  R5
-                rows.by_text(attention[part]).add_(similar @ rows.by_text(self.x[part]))
-                self.gate(part, own, attention[part])
-                _add_product(decoded[part], own, self.decoder)  # R9
-        return attention, scores.to(self.x.dtype)
+                self.excite(part, block, neurons[:, block])
+                turn(neurons[:, block], self.rotations, number, block, rows.texts, rotated[:, block])
+            queries, v, seen = (rows.by_text(values) for values in (rotated, self.v[part], attention[part]))  # G C K
+            C = queries.shape[1]
+            similar = _similarities(queries, scores[number if keeps else 0, :, :C, :C])
+            _product(similar, v, seen)  # R5
+            if state is not None:
+                _see_and_remember(state, queries, v, None if blank and not number else seen)
+            self.gate(part, neurons, rotated, attention[part])
+            _add_product(decoded[part], neurons, self.decoder)  # R9
+        return attention, scores
 
-    def excite(self, part: slice, own: Tensor, number: int, block: slice) -> Tensor:
-        """The neurons of a block, written to ``own`` (R, N), and turned, (G, C, n) (R3, R4)."""
-        neurons = torch.mm(self.x[part], self.encoder[:, block], out=own[:, block]).relu_()
-        return rotate(neurons, self.rotations, number, block, self.rows.texts)
+    def excite(self, part: slice, block: slice, out: Tensor) -> Tensor:
+        """Write the neurons of a block, (R, n), to ``out`` (R3)."""
+        return torch.mm(self.x[part], self.encoder[:, block], out=out).relu_()
 
-    def gate(self, part: slice, own: Tensor, attention: Tensor) -> None:
-        """Multiply neurons ``own`` (R, N) by what the attention opens of them, and drop some (R6 to R8)."""
-        yKV = layer_norm(attention).to(own.dtype)
+    def gate(self, part: slice, neurons: Tensor, room: Tensor, attention: Tensor) -> None:
+        """Multiply neurons (R, N) by what the attention opens of them, and drop some (R6 to R8)."""
+        yKV = layer_norm(attention).to(neurons.dtype)
         for block in self.blocks:
-            own[:, block].mul_(torch.mm(yKV, self.encoder_v[:, block]).relu_())
+            neurons[:, block].mul_(torch.mm(yKV, self.encoder_v[:, block], out=room[:, block]).relu_())
         if self.dropout:
-            own.mul_(self.dropout.mask(own.shape, own, self.h, self.first + part.start))
+            neurons.mul_(self.dropout.mask(neurons.shape, neurons, self.h, self.first + part.start))
 
 
-def rotate(neurons: Tensor, rotations: Rotations, number: int, block: slice, texts: int, *, back: bool = False) -> Tensor:
-    """Neurons (R, n) or (G, C, n) of a chunk, each pair turned by its phase (R4) or turned back: (G, C, n)."""
-    by_text = neurons if neurons.ndim == 3 else torch.unflatten(neurons, 0, (texts, -1))  # G C n
-    pairs = torch.view_as_complex(torch.unflatten(by_text.to(wide(neurons.dtype)), -1, (-1, 2)))  # G C n/2
-    half = slice(block.start // 2, block.stop // 2)
-    table = rotations.local[: pairs.shape[1], half]
-    turned = pairs * (table.conj() if back else table)
+def turn(neurons: Tensor, rotations: Rotations, number: int, block: slice, texts: int, out: Tensor) -> Tensor:
+    """Write neurons (R, n) of a chunk to ``out``, each pair turned by its phase (R4)."""
+    kind, half = wide(neurons.dtype), slice(block.start // 2, block.stop // 2)
+    source = neurons.to(kind)
+    target = out if out.dtype == kind else source
+    pairs, turned = (
+        torch.view_as_complex(torch.unflatten(torch.unflatten(values, -1, (-1, 2)), 0, (texts, -1)))
+        for values in (source, target)
+    )  # G C n/2
+    torch.mul(pairs, rotations.local[: pairs.shape[1], half], out=turned)
     if number:
-        shift = rotations.shifts[number, half]
-        turned *= shift.conj() if back else shift
-    return torch.view_as_real(turned).flatten(-2).to(neurons.dtype)
+        turned.mul_(rotations.shifts[number, half])
+    return out if target is out else out.copy_(target)
 
 
-def _add_scores(scores: Tensor, rotated: Tensor) -> None:
-    """Add a block's similarities to (G, C, C), as far as the diagonal."""
-    C = rotated.shape[1]
-    for first in range(0, C, STEP):
-        last = min(first + STEP, C)
-        _add_product(scores[:, first:last, :last], rotated[:, first:last], rotated[:, :last].mT)
+def _similarities(rotated: Tensor, out: Tensor) -> Tensor:
+    """Write the scores of rows (G, C, N) to (G, C, C), in which what is above the diagonal is zero already (R5)."""
+    if len(out) > 1:
+        torch.bmm(rotated, rotated.mT, out=out)
+    else:
+        for first in range(0, out.shape[1], STEP):
+            rows = slice(first, min(first + STEP, out.shape[1]))
+            torch.mm(rotated[0, rows], rotated[0, : rows.stop].T, out=out[0, rows, : rows.stop])
+    return out.tril_(-1)
 
 
 def _see_and_remember(state: Tensor, rotated: Tensor, v: Tensor, attention: Tensor | None) -> None:
-    """Add to the attention what a block of the state, (G, n, D), holds for these tokens; then write them to it (R13)."""
+    """Add to the attention what the state, (G, N, D), holds for these tokens; then write them to it (R13)."""
     rotated = rotated.to(state.dtype)
     if attention is not None:
         _add_product(attention, rotated, state)
-    _add_product(state, rotated.mT, v)
+    _add_product(state, rotated.mT, v.to(state.dtype))
+
+
+def _product(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """out = a @ b, one text after the other."""
+    if out.dtype != a.dtype or len(out) > 1:
+        out.copy_(a @ b)
+    else:
+        torch.mm(a[0], b[0], out=out[0])
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
@@ -244,52 +266,61 @@ class _Gated(torch.autograd.Function):
         encoder: Tensor,
         encoder_v: Tensor,
         decoder: Tensor,
+        kept: Tensor | None,
         rotations: Rotations,
         chunk: int,
         dropout: _Dropout | None,
     ) -> Tensor:
         weights, ctx.chunk, ctx.dropout = Weights(encoder, encoder_v, decoder), chunk, dropout
-        decoded, kept = _read(x, weights, rotations, chunk, dropout, None, blank=True, keeps=True)
-        ctx.save_for_backward(x, *weights, *rotations, *kept)
+        decoded, found = _read(x, weights, kept, rotations, chunk, dropout, None, blank=True, keeps=True)
+        ctx.save_for_backward(x, *weights, kept, *rotations, *found)
         return decoded
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_decoded: Tensor) -> tuple[Tensor | None, ...]:
-        x, encoder, encoder_v, decoder, local, shifts, *kept = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            raise NotImplementedError(
+                "the streamed kernel has first derivatives only: for those of a gradient build the model with kernel='plain'"
+            )
+        x, encoder, encoder_v, decoder, kept, local, shifts, *found = ctx.saved_tensors
         weights, rotations = Weights(encoder, encoder_v, decoder), Rotations(local, shifts)
-        (B, T, D), remembered = x.shape, iter(kept)
+        (B, T, D), remembered = x.shape, iter(found)
         d_weights = Weights(*(torch.zeros_like(weight, dtype=wide(weight.dtype)) for weight in weights))
-        d_x = x.new_zeros(B * T, D, dtype=wide(x.dtype))
-        rows_of_x, rows_of_d = x.reshape(B * T, D), d_decoded.reshape(B * T, D).to(x.dtype)
+        d_x, rows_of_x, rows_of_v = x.new_zeros(B * T, D, dtype=wide(x.dtype)), x.reshape(B * T, D), _values(x, kept)
+        d_v = d_x if kept is None else torch.zeros_like(d_x)
+        rows_of_d = d_decoded.reshape(B * T, D).to(x.dtype)
         heads = [(h, span, rows) for _, span, rows in groups(B, T, ctx.chunk) for h in range(len(encoder))]
         with torch.autocast(x.device.type, enabled=False):
+            back = Rotations(*(table.conj().resolve_conj() for table in rotations))
             for h, span, rows in heads:
-                head = _Backward(rows_of_x[span], weights, h, rotations, rows, ctx.dropout, span.start).into(d_weights)
+                head = _Backward(rows_of_x[span], rows_of_v[span], weights, h, rotations, rows, ctx.dropout, span.start)
+                head.into(d_weights, d_x[span], d_v[span])
                 d_attention = head.undo_gate(rows_of_d[span], next(remembered))
-                head.undo_attention(d_attention, next(remembered), d_x[span])
+                head.undo_attention(d_attention, next(remembered), back)
+        if kept is not None:
+            d_x.addcmul_(d_v, kept.reshape(-1, 1).to(d_v.dtype))
         slopes = (slope.to(weight.dtype) for slope, weight in zip(d_weights, weights, strict=True))
-        return d_x.view(B, T, D).to(x.dtype), *slopes, None, None, None
+        return d_x.view(B, T, D).to(x.dtype), *slopes, None, None, None, None
 
 
 class _Backward(_Head):
     """The gradient of one head. ``neurons`` (R, N) are x_sparse once more, ``waiting`` their slopes by way of the gate."""
 
-    def into(self, d_weights: Weights) -> _Backward:
-        """Add the slopes of this head's weights to these."""
+    def into(self, d_weights: Weights, d_x: Tensor, d_v: Tensor) -> None:
+        """Add the slopes of this head's weights, of its rows and of its values to these."""
         self.d_encoder, self.d_encoder_v = d_weights.encoder[self.h], d_weights.encoder_v[self.h]
         self.d_decoder = d_weights.decoder[self.h * self.N : (self.h + 1) * self.N]
-        self.neurons, self.waiting = self.x.new_empty(len(self.x), self.N), self.x.new_empty(len(self.x), self.N)
-        return self
+        self.d_x, self.d_v = d_x, d_v
+        self.neurons, self.waiting = self.x.new_empty(2, len(self.x), self.N)
 
     def undo_gate(self, d_decoded: Tensor, attention: Tensor) -> Tensor:
         """Undo R9 to R6: the slope in the attention, (R, D)."""
         yKV, d_yKV = layer_norm(attention).to(self.x.dtype), torch.zeros_like(attention)
-        for _, part in self.rows.all_chunks():
+        for _, part in self.rows.chunks():
             neurons = self.neurons[part]
             mask = self.dropout.mask(neurons.shape, neurons, self.h, self.first + part.start) if self.dropout else None
             for block in self.blocks:
-                x_sparse = torch.mm(self.x[part], self.encoder[:, block], out=neurons[:, block]).relu_()
+                x_sparse = self.excite(part, block, neurons[:, block])
                 y_sparse = torch.mm(yKV[part], self.encoder_v[:, block]).relu_()
                 xy_sparse = x_sparse * y_sparse
                 d_xy = torch.mm(d_decoded[part], self.decoder[block].T)
@@ -303,48 +334,62 @@ class _Backward(_Head):
                 _add_product(d_yKV[part], d_before, self.encoder_v[:, block].T)
         return _undo_norm(attention, d_yKV)
 
-    def undo_attention(self, d_attention: Tensor, scores: Tensor, d_x: Tensor) -> None:
-        """Undo R5 to R3: add to the slope in x, (R, D)."""
-        rows, chunks, dtype = self.rows, self.rows.all_chunks(), self.x.dtype
+    def undo_attention(self, d_attention: Tensor, scores: Tensor, back: Rotations) -> None:
+        """Undo R5 to R3: add to the slopes in x and in values, (R, D)."""
+        rows, chunks, dtype = self.rows, self.rows.chunks(), self.x.dtype
         sides = []
         for number, part in chunks:
             C = (part.stop - part.start) // rows.texts
-            d, v = rows.by_text(d_attention[part]), rows.by_text(self.x[part])
-            rows.by_text(d_x[part]).add_(scores[number, :, :C, :C].to(dtype).mT @ d.to(dtype))  # values
+            d, v = rows.by_text(d_attention[part]), rows.by_text(self.v[part])
+            rows.by_text(self.d_v[part]).add_(scores[number, :, :C, :C].mT @ d.to(dtype))
             one_side = (d.to(dtype) @ v.mT).tril_(-1)
             sides.append(one_side + one_side.mT)  # a row counts as query and as key
+        values = self.v.to(d_attention.dtype)
         for block in self.blocks:
-            self._undo_block(block, chunks, sides, d_attention, d_x)
+            self._undo_block(block, chunks, sides, d_attention, values, back)
 
     def _undo_block(
-        self, block: slice, chunks: list[tuple[int, slice]], sides: list[Tensor], d_attention: Tensor, d_x: Tensor
+        self,
+        block: slice,
+        chunks: list[tuple[int, slice]],
+        sides: list[Tensor],
+        d_attention: Tensor,
+        values: Tensor,
+        back: Rotations,
     ) -> None:
-        rows, x = self.rows, self.v
-        rotated = [rotate(self.neurons[part, block], self.rotations, number, block, rows.texts) for number, part in chunks]
-        states = self._states(rotated, chunks, x)
+        texts = self.rows.texts
+        rotated = [self._rotated(part, number, block) for number, part in chunks]  # G C n
+        states = self._states(rotated, chunks, values)
         d_state = None
         for number, part in reversed(chunks):
             d_rotated = sides[number] @ rotated[number]  # G C n
             if states:
-                queries, v, d = rotated[number][0].to(x.dtype), x[part], d_attention[part]
+                queries, v, d = rotated[number][0].to(values.dtype), values[part], d_attention[part]
                 if number:
                     d_rotated[0].add_(d @ states[number].T)
                 if d_state is not None:
                     d_rotated[0].add_(v @ d_state.T)
-                    _add_product(d_x[part], queries, d_state)
+                    _add_product(self.d_v[part], queries, d_state)
                 d_state = queries.T @ d if d_state is None else d_state.addmm_(queries.T, d)
-            turned = rotate(d_rotated, self.rotations, number, block, rows.texts, back=True).flatten(0, 1)  # R n
+            flat = d_rotated.flatten(0, 1)  # R n
+            turned = turn(flat, back, number, block, texts, flat)
             d_before = _threshold(turned.add_(self.waiting[part, block]), self.neurons[part, block], 0)
             _add_product(self.d_encoder[:, block], self.x[part].T, d_before)
-            _add_product(d_x[part], d_before, self.encoder[:, block].T)
+            _add_product(self.d_x[part], d_before, self.encoder[:, block].T)
 
-    def _states(self, rotated: list[Tensor], chunks: list[tuple[int, slice]], x: Tensor) -> list[Tensor]:
+    def _rotated(self, part: slice, number: int, block: slice) -> Tensor:
+        """The rotated neurons of a block, (G, C, n)."""
+        neurons = self.neurons[part, block]
+        out = turn(neurons, self.rotations, number, block, self.rows.texts, neurons.new_empty(neurons.shape))
+        return self.rows.by_text(out)
+
+    def _states(self, rotated: list[Tensor], chunks: list[tuple[int, slice]], values: Tensor) -> list[Tensor]:
         """A block of the state, (n, D), before each chunk; none for a text of one chunk."""
         if len(chunks) == 1:
             return []
-        states = [x.new_zeros(rotated[0].shape[-1], x.shape[1])]
+        states = [values.new_zeros(rotated[0].shape[-1], values.shape[1])]
         for number, part in chunks[:-1]:
-            states.append(torch.addmm(states[-1], rotated[number][0].to(x.dtype).T, x[part]))
+            states.append(torch.addmm(states[-1], rotated[number][0].to(values.dtype).T, values[part]))
         return states
 
 

@@ -11,18 +11,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from bdh_torch import forms
 from bdh_torch.attention import attend, without_padding
 from bdh_transformers.cache_bdh import BDHStateLayer
-
-CHUNK = 256  # tokens read at once on top of a state
-# The longest text that is read at once without a state: above it, time would grow with the square of the length.
-WHOLE, WHOLE_WITH_GRADIENTS = 512, 1024
-
-
-def is_long(T: int) -> bool:
-    """Whether a text of this length is read chunk by chunk where it could be read at once."""
-    longest = WHOLE_WITH_GRADIENTS if torch.is_grad_enabled() else WHOLE
-    return longest < T
 
 
 class BDHRecurrentAttention:
@@ -39,9 +30,9 @@ class BDHRecurrentAttention:
         self.memory: Any = None
         if past_key_values is not None:
             self.memory = past_key_values.layers[layer_idx]
-        elif is_long(T):
+        elif not forms.is_read_whole(T):
             self.memory = BDHStateLayer(n_head)
-        self.chunk = T if self.memory is None else CHUNK
+        self.chunk = T if self.memory is None else forms.CHUNK
 
     def __call__(self, rotated: Tensor, v: Tensor, kept: Tensor | None = None) -> Tensor:
         """Rotated neurons (h*B, T, N) and values (h*B, T, D) to attention (h*B, T, D); ``kept`` (B, T) is 0 at padding."""
@@ -64,8 +55,10 @@ class BDHParallelAttention:
         self, n_head: int, layer_idx: int, T: int, past_key_values: Cache | None = None, output_attentions: bool = False
     ) -> None:
         self.n_head, self.layer_idx, self.past_key_values, self.shows = n_head, layer_idx, past_key_values, output_attentions
-        self.memory = remembered(n_head, past_key_values, layer_idx) if is_long(T) and not output_attentions else None
-        self.chunk = T if self.memory is None else CHUNK
+        self.memory = (
+            remembered(n_head, past_key_values, layer_idx) if not forms.is_read_whole(T) and not output_attentions else None
+        )
+        self.chunk = T if self.memory is None else forms.CHUNK
         self.unkept: list[tuple[Tensor, Tensor]] = []  # rows of a long text that the cache is still to be given
 
     def __call__(self, rotated: Tensor, v: Tensor, kept: Tensor | None = None) -> Tensor:

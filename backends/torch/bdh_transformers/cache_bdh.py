@@ -42,6 +42,13 @@ class BDHStateLayer(CacheLayerMixin):
         self.length += v.shape[1]
         self.is_initialized = True
 
+    def room(self, texts: int, n_neurons: int, width: int, like: Tensor) -> Tensor:
+        """The state, to be written in place; zeros before the first token."""
+        if self.state is None:
+            shape = (self.n_head * texts, n_neurons, width)
+            self.state, self.is_initialized = torch.zeros(shape, dtype=wide(like.dtype), device=like.device), True
+        return self.state
+
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Start with a blank state."""
         self.state, self.is_initialized = blank(key_states, value_states), True

@@ -22,10 +22,14 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from bdh_torch.layer import Weights, layer, layer_norm, wide
-from bdh_torch.rope import fixed_point, rotation
-from bdh_transformers.attention_bdh import WHOLE_WITH_GRADIENTS, BDHParallelAttention, BDHRecurrentAttention
-from bdh_transformers.cache_bdh import BDHCache, check_cache
+from bdh_torch import forms
+from bdh_torch.forms import Kernel
+from bdh_torch.layer import Weights, layer, layer_norm, residual, wide
+from bdh_torch.rope import Rotations as Streamed
+from bdh_torch.rope import fixed_point, relative, rotation
+from bdh_torch.streamed import gated
+from bdh_transformers.attention_bdh import BDHParallelAttention, BDHRecurrentAttention
+from bdh_transformers.cache_bdh import BDHCache, BDHStateLayer, check_cache
 from bdh_transformers.configuration_bdh import DEFAULT_FORM, FORMS, BDHConfig, demand_matrices
 
 Rotations: TypeAlias = Callable[[int, int], Tensor]  # of the tokens from the first to before the second
@@ -48,13 +52,15 @@ class BDHLayer(GradientCheckpointingLayer):
         encoder: Tensor,  # by itself, so that checkpoints of activations know it as an input with a gradient
         encoder_v: Tensor,
         decoder: Tensor,
-        rotations: Rotations,
+        rotations: Rotations | Streamed,
         mask: Tensor | None = None,
         past_key_values: Cache | None = None,
         output_attentions: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Run the layer on (B, T, D), a long text chunk by chunk: the next hidden states, and the matrix if it is wanted."""
         T, weights = hidden_states.shape[1], Weights(encoder, encoder_v, decoder)
+        if isinstance(rotations, Streamed):
+            return self._stream(hidden_states, weights, rotations, mask, past_key_values), None
         form = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, BDHParallelAttention)
         attention = form(self.config.num_attention_heads, self.layer_idx, T, past_key_values, output_attentions)
 
@@ -68,6 +74,30 @@ class BDHLayer(GradientCheckpointingLayer):
         parts = [part(start, min(start + attention.chunk, T)) for start in range(0, T, attention.chunk)]
         attention.finish()
         return torch.cat(parts, dim=1), None
+
+    def streams(self, x: Tensor, weights: Weights, kernel: Kernel | None, past_key_values: Cache | None) -> bool:
+        """Whether this layer reads by the streamed kernel, which keeps no rows, and writes to a state in place."""
+        if past_key_values is not None and (torch.is_grad_enabled() or not _is_state(past_key_values)):
+            return False
+        return forms.streams(kernel, x, weights, self.drop)
+
+    def _stream(
+        self, x: Tensor, weights: Weights, rotations: Streamed, mask: Tensor | None, past_key_values: Cache | None
+    ) -> Tensor:
+        (B, T, D), N = x.shape, weights.encoder.shape[2]
+        kept, dropout = None if mask is None else mask[:, -T:], self.drop.p if self.drop.training else 0.0
+        chunk, blank, memory = len(rotations.local), False, None
+        if past_key_values is not None:
+            state = past_key_values.layers[self.layer_idx]
+            blank, memory = state.state is None, state.room(B, N, D, x)
+            state.length += T
+        decoded = gated(x, weights, rotations, chunk, memory, blank=blank, dropout=dropout, kept=kept)
+        return residual(x, decoded)
+
+
+def _is_state(past_key_values: Cache) -> bool:
+    """Whether a cache has states: one of rows may have no layers yet."""
+    return all(isinstance(layer, BDHStateLayer) for layer in past_key_values.layers or [None])
 
 
 class BDHRotaryEmbedding(nn.Module):
@@ -144,6 +174,7 @@ class BDHModel(BDHPreTrainedModel):
         self.rotary = BDHRotaryEmbedding(config)
         self.layers = nn.ModuleList(BDHLayer(config, i) for i in range(config.num_hidden_layers))
         self.gradient_checkpointing = False
+        self.kernel: Kernel | None = None  # plain or streamed where one of them is wanted: see bdh_torch.forms
         self.pads_with: int | None = None  # the id with which ended texts go on beside longer ones, while text is generated
         self.post_init()
 
@@ -181,7 +212,10 @@ class BDHModel(BDHPreTrainedModel):
             position_ids = past + torch.arange(T, device=inputs_embeds.device)
 
         x = layer_norm(inputs_embeds)  # B T D  R1
-        weights, rotations = (self.encoder, self.encoder_v, self.decoder), self._rotations(position_ids, x.dtype)
+        weights = Weights(self.encoder, self.encoder_v, self.decoder)
+        rotations = None if output_attentions else self._streamed(x, weights, position_ids, past_key_values)
+        if rotations is None:
+            rotations = self._rotations(position_ids, x.dtype)
         for block in self.layers[: self.config.num_hidden_layers]:  # fewer while the model is its own assistant
             x, _ = block(
                 x,
@@ -193,9 +227,19 @@ class BDHModel(BDHPreTrainedModel):
             )
         return BaseModelOutputWithPast(last_hidden_state=x, past_key_values=past_key_values if use_cache else None)
 
+    def _streamed(self, x: Tensor, weights: Weights, position_ids: Tensor, past_key_values: Cache | None) -> Streamed | None:
+        """Rotations for the streamed kernel, if it is to read: it wants all texts at the same positions, in turn."""
+        layers = self.layers[: self.config.num_hidden_layers]
+        if not all(layer.streams(x, weights, self.kernel, past_key_values) for layer in layers):
+            return None
+        T, start = x.shape[1], position_ids.flatten()[0]
+        if (position_ids != start + torch.arange(T, device=start.device)).any():
+            return None
+        return relative(start, T, forms.chunk(T, None, weights.encoder), self.rotary.fixed, wide(x.dtype), "exact")
+
     def _rotations(self, position_ids: Tensor, dtype: torch.dtype) -> Rotations:
         """Those of a short text are worked out once for all layers; those of a long one in each, and never kept."""
-        if position_ids.shape[-1] <= WHOLE_WITH_GRADIENTS:
+        if position_ids.shape[-1] <= forms.WHOLE_WITH_GRADIENTS:
             table = self.rotary(position_ids, dtype)  # T N/2 2, or B T N/2 2
             return lambda start, stop: table[..., start:stop, :, :]
         return lambda start, stop: self.rotary(position_ids[..., start:stop], dtype)
