@@ -21,6 +21,7 @@ from bdh_spec import CapabilityError
 from bdh_spec.config import BDHConfig as Sizes
 from bdh_spec.model import advance, forward, init_state, trace
 from bdh_torch import forms
+from bdh_torch.forms import Kernel
 from bdh_transformers import BDHCache, BDHConfig, BDHForCausalLM, BDHModel
 from bdh_transformers.cache_bdh import BDHStateLayer
 
@@ -476,9 +477,11 @@ def test_r13_a_long_text_makes_no_tensor_of_all_its_neurons_or_pairs(load: Load,
     assert made.largest <= max(T * LONG.vocab_size, chunk) < T * LONG.n_head * LONG.n_neurons / 2
 
 
+@pytest.mark.parametrize("kernel", ["plain", "streamed"])
 @torch.no_grad()
-def test_r13_time_grows_with_the_length_of_a_long_text_and_not_with_its_square(load: Load, form: str) -> None:
+def test_r13_time_grows_with_the_length_of_a_long_text_and_not_with_its_square(load: Load, form: str, kernel: Kernel) -> None:
     model = load(Case(LONG), form, torch.float32)
+    model.backbone.kernel = kernel
 
     def operations(T: int) -> int:
         with FlopCounterMode(display=False) as counted:

@@ -115,7 +115,7 @@ def test_r8_checkpointed_activations_drop_the_same(both: Both) -> None:
 
     def slopes(again: bool) -> Tensor:
         if again:
-            model.gradient_checkpointing_enable()
+            model.activation_checkpointing_enable()
         torch.manual_seed(3)
         loss = model(TOKENS, labels=TOKENS).loss
         return torch.cat([slope.flatten() for slope in torch.autograd.grad(loss, list(model.parameters()))])

@@ -32,7 +32,7 @@ def scores(rotated: Tensor) -> Tensor:
 def are_transforms_active() -> bool:
     """Whether torch.func transforms what is computed, or derivatives are taken forward: neither knows our own gradients."""
     takes_forward: bool = torch.autograd.forward_ad._current_level >= 0
-    return takes_forward or bool(torch._C._are_functorch_transforms_active())  # type: ignore[attr-defined]  # it is untyped
+    return takes_forward or bool(torch._C._are_functorch_transforms_active())
 
 
 def read(memory: Tensor, rotated: Tensor) -> Tensor:

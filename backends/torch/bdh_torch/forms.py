@@ -67,7 +67,7 @@ def can_stream(weights: Weights, drop: nn.Module) -> bool:
     It writes to memory of its own where a compiler, a tracer, a transform of functions or a tensor that is more than its
     values would have to follow; and it draws the masks of dropout itself, so that nobody can look on.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or are_transforms_active():
+    if torch.compiler.is_compiling() or torch._C._is_tracing() or are_transforms_active():
         return False
     is_watched = type(drop) is not nn.Dropout or drop._forward_hooks or drop._forward_pre_hooks
     return not is_watched and all(type(weight) in (Tensor, nn.Parameter) for weight in weights)

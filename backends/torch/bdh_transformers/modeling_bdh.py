@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -213,9 +213,8 @@ class BDHModel(BDHPreTrainedModel):
 
         x = layer_norm(inputs_embeds)  # B T D  R1
         weights = Weights(self.encoder, self.encoder_v, self.decoder)
-        rotations = None if output_attentions else self._streamed(x, weights, position_ids, past_key_values)
-        if rotations is None:
-            rotations = self._rotations(position_ids, x.dtype)
+        streamed = None if output_attentions else self._streamed(x, weights, position_ids, past_key_values)
+        rotations = self._rotations(position_ids, x.dtype) if streamed is None else streamed
         for block in self.layers[: self.config.num_hidden_layers]:  # fewer while the model is its own assistant
             x, _ = block(
                 x,
@@ -229,7 +228,7 @@ class BDHModel(BDHPreTrainedModel):
 
     def _streamed(self, x: Tensor, weights: Weights, position_ids: Tensor, past_key_values: Cache | None) -> Streamed | None:
         """Rotations for the streamed kernel, if it is to read: it wants all texts at the same positions, in turn."""
-        layers = self.layers[: self.config.num_hidden_layers]
+        layers = cast("list[BDHLayer]", self.layers[: self.config.num_hidden_layers])
         if not all(layer.streams(x, weights, self.kernel, past_key_values) for layer in layers):
             return None
         T, start = x.shape[1], position_ids.flatten()[0]
