@@ -8,7 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from bdh_conformance.adversaries.narrow import DrawsNarrowly, KeepsNoMasters, LosesMasters, NarrowBackend, RoundsMoments
+from bdh_conformance.adversaries.narrow import (
+    DrawsNarrowly,
+    KeepsNoMasters,
+    LosesMasters,
+    NarrowBackend,
+    RoundsMoments,
+    RoundsState,
+)
 from bdh_spec import Backend, Batch, Model, Params, RecurrentState
 from bdh_spec.config import BDHConfig
 from bdh_spec.numpy_backend import NumpyBackend, NumpyModel
@@ -196,6 +203,7 @@ ALL = (
     Hostile("masters_missing", "steps from the rounded weights", KeepsNoMasters, ("masters",), NarrowBackend),
     Hostile("masters_lost", "exports rounded weights", LosesMasters, ("masters", "resumption"), NarrowBackend),
     Hostile("moments_rounded", "keeps its moments in the weights' dtype", RoundsMoments, ("masters",), NarrowBackend),
+    Hostile("state_rounded", "keeps its state in the weights' dtype", RoundsState, ("states", "decode"), NarrowBackend),
     Hostile("draws_rounded", "adds probabilities up in the weights' dtype", DrawsNarrowly, ("odds",), NarrowBackend),
     Hostile("nothing_traced", "traces nothing", TracesNothing, ("traces",)),
     Hostile("raises", "raises the framework's own error", Fails, ("logits",)),

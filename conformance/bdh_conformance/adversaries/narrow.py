@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bdh_conformance.yardstick.reference import Rounding
-from bdh_spec import BDHConfig, Capabilities, Model, OptimizerState, Params
+from bdh_spec import BDHConfig, Capabilities, Model, OptimizerState, Params, RecurrentState
 from bdh_spec.checks import check_tokens
 from bdh_spec.numpy_backend import NumpyBackend
 from bdh_spec.params import Array, cast
@@ -49,6 +49,14 @@ class RoundsMoments(Narrow):
         for moment in (*native.first, *native.second):
             moment[...] = rounded(moment, self.held)
         return loss
+
+
+class RoundsState(Narrow):
+    """Keeps its state in the weights' dtype, and not in float32 (R13)."""
+
+    def _advance(self, native: Any, position: int, tokens: Array, donate: bool) -> tuple[Array, Any]:
+        logits, state = super()._advance(native, position, tokens, donate)
+        return logits, RecurrentState(state.position, tuple(rounded(memory, self.held) for memory in state.layers))
 
 
 class DrawsNarrowly(Narrow):
