@@ -1,4 +1,4 @@
-"""Which of several forms that compute the same reads a text: all thresholds in one place, counted and not yet measured on Metal.
+"""Which of several forms that compute the same reads a text: thresholds in one place, counted and not yet measured on Metal.
 
 ``kernel``: plain is the form to read beside the specification, streamed the one that never holds all neurons. None, the
 default, chooses by size.
