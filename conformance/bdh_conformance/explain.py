@@ -24,6 +24,7 @@ from bdh_conformance.yardstick.cases import Case
 from bdh_conformance.yardstick.sizes import LONG
 from bdh_spec import BDHConfig, BDHError
 from bdh_spec.dtypes import WIDE
+from bdh_spec.params import count
 from bdh_spec.rope import Phase
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 SMALLER = 150  # cases that are tried to make a failure smaller
 CLEAR = 4.0  # times what is allowed: a failure that is no matter of a little less rounding, and is shrunk to no other
+HANDY = 2**20  # weights of a model on which every known mistake can be tried
 PATIENCE = 20.0  # seconds after which the smallest failure so far will do
 
 
@@ -54,7 +56,7 @@ def explain(run: Run, check: Check, given: Case | Judged, result: Result) -> Non
     small = smallest_vector(run, check, given) if isinstance(given, Judged) else smallest(run, check, given)
     outcome = run.examined(check, small)
     if outcome.status in BAD:
-        groups = diagnosed(run, check, given)
+        groups = diagnosed(run, check, given if isinstance(given, Judged) or count(given.config) < HANDY else small)
         if groups:
             run.told.append(Told(result.id, groups[0]))
         said = [] if groups is None else in_lines(groups)

@@ -57,7 +57,7 @@ CHANNELS = {
             ("forward",),
             observe_logits,
             reference=logits_reference,
-            sizes=(*WIDTHS, "beyond_a_thousand"),
+            sizes=(*WIDTHS, "default_width", "beyond_a_thousand"),
             narrow_sizes=("many", "wide", "long_and_wide"),
             special=HUGE,
             smoke="first dtype",

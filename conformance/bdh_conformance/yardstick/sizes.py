@@ -20,8 +20,6 @@ Shape: TypeAlias = tuple[BDHConfig, int, int]
 BLOCKS = (64, 100, 128, 256, 300, 512, 1000, 1024, 2048, 4096, 8192)
 LONG = 32  # tokens beyond which a text counts as long: it is also read in blocks, and at many lengths
 
-DEFAULT_WIDTH = Case(BDHConfig(n_layer=2), 1, 5, seed=8)  # 25 million weights
-
 
 class Sizes(NamedTuple):
     """One class: ``draw`` takes a generator and the number of tokens of the longest text."""
@@ -80,6 +78,11 @@ def in_blocks(rng: np.random.Generator, longest: int) -> Shape:
     return with_neurons(int(rng.choice(BLOCKS)) * int(rng.integers(1, 3)) + 2 * int(rng.integers(0, 2)))
 
 
+def default_width(rng: np.random.Generator, longest: int) -> Shape:
+    """The widths of a default model, with its 25 million weights, and of its layers two: they share the weights."""
+    return BDHConfig(n_layer=2), 1, int(rng.integers(3, 8))
+
+
 def with_neurons(n_neurons: int) -> Shape:
     """One layer, two heads and three tokens: few enough relus for some seed to keep all of them away from their kink."""
     return BDHConfig(1, 4, 0.1, 2, n_neurons // 2, 9), 1, 3
@@ -128,6 +131,7 @@ SIZES = {
         Sizes("many_ids", many_ids),
         Sizes("indivisible", indivisible),
         Sizes("in_blocks", in_blocks),
+        Sizes("default_width", default_width),
         Sizes("a_block", a_block),
         Sizes("beside_a_block", beside_a_block),
         Sizes("between_blocks", between_blocks),
