@@ -12,11 +12,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from bdh_jax import model, training
 from bdh_jax.bdh import forward
 from bdh_jax.generation import advance_donated, advance_kept, buffer_length, pieces
 from bdh_jax.model import RecurrentState, init_state, wide
+from bdh_jax.parallel import DATA, PLATFORMS, devices_of, find_device, mesh, shardings
 from bdh_jax.rope import words
 from bdh_spec.config import BDHConfig
 from bdh_spec.dtypes import DTYPES
@@ -25,10 +27,9 @@ from bdh_spec.model import IGNORE
 from bdh_spec.model import RecurrentState as ExportedState
 from bdh_spec.optimizer import AdamW, OptimizerState, dropout_seed
 from bdh_spec.params import Array, Params, cast
-from bdh_spec.protocol import USUAL, Backend, Batch, Capabilities, Model
+from bdh_spec.protocol import USUAL, Backend, Batch, Capabilities, Model, own_texts
 from bdh_spec.rope import Phase
-
-PLATFORMS = ("cuda", "rocm", "tpu", "cpu")  # JAX's own names, the best first
+from bdh_spec.spread import KINDS, Spread
 
 objective = jax.jit(training.objective, static_argnames=("config", "phase"))
 gradients = jax.jit(training.gradients, static_argnames=("config", "phase"))
@@ -49,13 +50,23 @@ class JAXModel(Model):
 
     def __init__(self, params: Params, config: BDHConfig, *, device: str, dtype: str, phase: Phase) -> None:
         super().__init__(config, device=device, dtype=dtype, phase=phase)
-        self._device = find_device(device)
+        self._device = self._find(device)
         with self._precision():
-            held = cast(params, jnp.dtype(dtype))
-            self._params = Params(*(jnp.array(weight, copy=True, device=self._device) for weight in held))
+            self._params = self._placed(cast(params, jnp.dtype(dtype)))
 
     def params(self) -> Params:
         return Params(*(self._numpy(weight) for weight in self._params))
+
+    def _find(self, device: str) -> jax.Device | jax.sharding.Sharding:
+        return find_device(device)
+
+    def _placed(self, five: Params) -> Params:
+        """A copy, on the device, of five values of the weights' shapes."""
+        return Params(*(jnp.array(value, copy=True, device=self._device) for value in five))
+
+    def _ids(self, ids: Array) -> Any:
+        """Tokens of a step."""
+        return ids.astype(np.int32)
 
     def _forward(self, tokens: Array) -> Array:
         with self._precision():
@@ -106,7 +117,7 @@ class JAXModel(Model):
         settings, native.step = native.settings, native.step + 1
         rates = training.rates_at(native.step, settings, rate)
         seeds = [words(dropout_seed(settings.seed, native.step, part)) for part in range(len(batches))]
-        ids = [(tokens.astype(np.int32), targets.astype(np.int32)) for tokens, targets, _ in batches]
+        ids = [(self._ids(tokens), self._ids(targets)) for tokens, targets, _ in batches]
         how: dict[str, Any] = {"config": self.config, "phase": self.phase}
         with self._precision():
             if len(batches) == 1:
@@ -130,8 +141,8 @@ class JAXModel(Model):
         with self._precision():
             fresh = training.init_moments(self._params)
             given = training.Moments(state.first, state.second, fresh.masters and (state.masters or fresh.masters))
-            put = jax.tree.map(lambda value, like: jnp.array(value, like.dtype, copy=True, device=self._device), given, fresh)
-            return Optimizer(state.settings, put, state.step)
+            wide = jax.tree.map(lambda value, like: np.asarray(value, like.dtype), given, fresh)
+            return Optimizer(state.settings, training.Moments(*(five and self._placed(five) for five in wide)), state.step)
 
     def _precision(self) -> AbstractContextManager[None]:
         """Where float64 exists: for a float64 model and no longer than the call, whatever the process has chosen."""
@@ -142,11 +153,49 @@ class JAXModel(Model):
         return np.array(value, np.float64 if self.dtype == "float64" else np.float32)
 
 
+class SpreadModel(JAXModel):
+    """The same functions over weights that lie on a mesh of devices: where its parts meet, the compiler puts the sum."""
+
+    def __init__(self, params: Params, config: BDHConfig, spread: Spread, *, device: str, dtype: str, phase: Phase) -> None:
+        self._mesh = mesh(device, spread)
+        self._shardings = shardings(self._mesh, spread)
+        super().__init__(params, config, device=device, dtype=dtype, phase=phase)
+
+    def _find(self, device: str) -> jax.sharding.Sharding:
+        return NamedSharding(self._mesh, PartitionSpec())  # all of it on each
+
+    def _placed(self, five: Params) -> Params:
+        return Params(*(jnp.array(value, copy=True, device=where) for value, where in zip(five, self._shardings, strict=True)))
+
+    def _ids(self, ids: Array) -> jax.Array:
+        return jax.device_put(ids.astype(np.int32), NamedSharding(self._mesh, PartitionSpec(DATA)))
+
+    def _init_state(self, batch: int) -> RecurrentState:
+        with self._precision():
+            return jax.device_put(init_state(batch, self.config, self.dtype), self._device)
+
+    def _optimizer(self, settings: AdamW) -> Optimizer:
+        native = super()._optimizer(settings)
+        native.moments = self._in_place(native.moments)
+        return native
+
+    def _train_step(self, native: Optimizer, batches: list[Batch], rate: float) -> float:
+        own_texts(batches, 0, self._mesh.shape[DATA])  # which refuses what does not divide
+        value = super()._train_step(native, batches, rate)
+        # Nobody tells the compiler where to leave what it has moved.
+        with self._precision():
+            self._params, native.moments = jax.device_put(self._params, self._shardings), self._in_place(native.moments)
+        return value
+
+    def _in_place(self, moments: training.Moments) -> training.Moments:
+        return training.Moments(*(five and jax.device_put(five, self._shardings) for five in moments))
+
+
 class JAXBackend(Backend):
     """The port named ``jax``. Its devices are JAX's platforms: ``cuda``, ``rocm``, ``tpu``, ``cpu``, or ``cuda:1``."""
 
     name = "jax"
-    capabilities = Capabilities(dtypes=DTYPES, verbs=(*USUAL, "frequencies"), compiles=True)
+    capabilities = Capabilities(dtypes=DTYPES, verbs=(*USUAL, "frequencies"), compiles=True, shares=KINDS)
 
     def version(self) -> str:
         return f"jax {jax.__version__}"
@@ -161,22 +210,10 @@ class JAXBackend(Backend):
     def _load(self, params: Params, config: BDHConfig, *, device: str, dtype: str, phase: Phase) -> Model:
         return JAXModel(params, config, device=device, dtype=dtype, phase=phase)
 
-
-def devices_of(platform: str) -> list[jax.Device]:
-    """The devices of one platform, none if JAX has no such platform here."""
-    try:
-        return jax.devices(platform)
-    except RuntimeError:
-        return []
-
-
-def find_device(name: str) -> jax.Device:
-    """The device of a name such as ``cpu`` or ``cuda:1``."""
-    platform, _, number = name.partition(":")
-    found = {str(device.id): device for device in devices_of(platform)}
-    if (number or "0") not in found:
-        raise CapabilityError(f"the jax port has no device {name!r} here: {platform} has numbers {', '.join(found)}")
-    return found[number or "0"]
+    def _load_spread(
+        self, params: Params, config: BDHConfig, spread: Spread, *, device: str, dtype: str, phase: Phase
+    ) -> Model:
+        return SpreadModel(params, config, spread, device=device, dtype=dtype, phase=phase)
 
 
 def padded(tokens: Array, fill: int | None = None) -> Array:
