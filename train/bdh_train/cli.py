@@ -58,7 +58,8 @@ def command(file: Path | None, resume: bool, quiet: bool, **flags: Any) -> None:
     config = TrainConfig(**settings)
     with Signals() as signals:
         result = train(config, resume=resume, stop=signals.asked, talk=Talk(quiet))
-        click.echo(result.checkpoint)
+        if result.rank == 0:
+            click.echo(result.checkpoint)
     if signals.number is not None and not result.is_done:
         sys.exit(INTERRUPTED if signals.number == signal.SIGINT else TERMINATED)
 
