@@ -349,8 +349,8 @@ class Backend(ABC):
     ) -> Model:
         """Put weights on a device: the first of ``devices()`` and float32 unless told otherwise.
 
-        With a ``spread``, on that many processes, each of which asks for the same at the same time, or devices. Such a model is for
-        training: it takes whole batches everywhere, and gives everywhere the same.
+        With a ``spread``, on that many devices, or processes, each of which asks for the same at the same time. Such a model is
+        for training: every process gives it whole batches, and gets the same from it.
         """
         check_params(params, config)
         device, dtype = device or self.devices()[0], dtype_name(dtype or "float32")

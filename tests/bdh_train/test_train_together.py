@@ -14,6 +14,7 @@ import bdh_spec
 from bdh_conformance.yardstick.tolerances import FLOAT64
 from bdh_spec import Spread, Team
 from bdh_train import TrainConfig, TrainError
+from bdh_train.cli import command
 from bdh_train.together import spread_of
 
 BIN = Path(sys.executable).parent
@@ -24,10 +25,9 @@ OFTEN = ["--eval-every", "2", "--eval-batches", "2", "--checkpoint-every", "2", 
 
 def trained(out: Path, processes: int, *words: str) -> subprocess.CompletedProcess[str]:
     """A run of bdh-train in the folder ``out``, by torchrun."""
-    many = [str(BIN / "torchrun"), "--standalone", "--nproc-per-node", str(processes), "-m", "bdh_train"]
-    command = many if processes > 1 else [sys.executable, "-m", "bdh_train"]
+    launcher = [str(BIN / "torchrun"), "--standalone", "--nproc-per-node", str(processes), "-m", "bdh_train"]
     return subprocess.run(
-        [*command, "--out", str(out), "--backend", "torch", *words],
+        [*launcher, *of(out), *words],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -36,8 +36,13 @@ def trained(out: Path, processes: int, *words: str) -> subprocess.CompletedProce
     )
 
 
-def begun(out: Path, text: Path, processes: int, steps: int, *words: str) -> subprocess.CompletedProcess[str]:
-    return trained(out, processes, "--data", str(text), "--max-steps", str(steps), *SIZES, *RECIPE, *OFTEN, *words)
+def of(out: Path) -> list[str]:
+    return ["--out", str(out), "--backend", "torch"]
+
+
+def begun(text: Path, steps: int) -> list[str]:
+    """The words of a run that begins."""
+    return ["--data", str(text), "--max-steps", str(steps), *SIZES, *RECIPE, *OFTEN]
 
 
 def lines(out: Path) -> list[dict[str, Any]]:
@@ -55,31 +60,36 @@ def assert_is_the_run(out: Path, whole: Path) -> None:
 
 @pytest.fixture
 def whole(text: Path, tmp_path: Path) -> Path:
-    """The run of one process."""
-    begun(tmp_path / "whole", text, 1, 4)
+    """The run of this process alone."""
+    command.main([*of(tmp_path / "whole"), *begun(text, 4), "-q"], standalone_mode=False)
     return tmp_path / "whole"
 
 
 def test_a_run_of_two_processes_is_that_of_one(text: Path, tmp_path: Path, whole: Path) -> None:
-    done = begun(tmp_path / "two", text, 2, 4)
-    assert_is_the_run(tmp_path / "two", whole)
-    assert done.stdout.strip() == str(tmp_path / "two" / "model.safetensors")  # once
+    two = tmp_path / "two"
+    done = trained(two, 2, *begun(text, 4))
+    assert_is_the_run(two, whole)
+    assert done.stdout.strip() == str(two / "model.safetensors")  # said once
     assert "shared 2 x 1" in done.stderr
 
 
-def test_a_run_goes_on_on_another_number_of_processes(text: Path, tmp_path: Path, whole: Path) -> None:
+def test_a_run_goes_on_on_another_number_of_processes(
+    text: Path, tmp_path: Path, whole: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
-    begun(run, text, 2, 2, "--shard-weights")
-    trained(run, 2, "--resume", "--max-steps", "3", "--neuron-parallel", "2", "--data-parallel", "1")
-    done = trained(run, 1, "--resume", "--max-steps", "4", "--neuron-parallel", "1")
-    assert "torch on cpu, float64, shared 1 x 2 made the steps so far, torch on cpu, float64 goes on" in done.stderr
+    trained(run, 2, *begun(text, 2), "--neuron-parallel", "2")
+    command.main([*of(run), "--resume", "--max-steps", "3", "--neuron-parallel", "1"], standalone_mode=False)
+    said = capfd.readouterr().err
+    assert "torch on cpu, float64, shared 1 x 2 made the steps so far, torch on cpu, float64 goes on" in said
+    trained(run, 2, "--resume", "--max-steps", "4", "--shard-weights")
     assert_is_the_run(run, whole)
 
 
 @pytest.mark.thorough
 def test_a_run_of_four_processes_is_that_of_one(text: Path, tmp_path: Path, whole: Path) -> None:
-    begun(tmp_path / "four", text, 4, 4, "--neuron-parallel", "2", "--shard-weights")
-    assert_is_the_run(tmp_path / "four", whole)
+    four = tmp_path / "four"
+    trained(four, 4, *begun(text, 4), "--neuron-parallel", "2", "--shard-weights")
+    assert_is_the_run(four, whole)
 
 
 class Many(Team):

@@ -104,7 +104,12 @@ def test_r8_devices_drop_as_one_does(tmp_path: Path) -> None:
 
 REFUSED: dict[str, tuple[str, Spread, dict[str, Any], str]] = {
     "a port that shares nothing": ("numpy", Spread(data=2), {}, "the numpy port does not share data: it shares nothing"),
-    "neurons on a port that shares texts": ("mlx", Spread(neurons=2), {}, "the mlx port does not share neurons: it shares data"),
+    "neurons on a port that shares texts": (
+        "mlx",
+        Spread(neurons=2),
+        {},
+        "the mlx port does not share neurons: it shares data",
+    ),
     "neurons that make no equal parts": ("torch", Spread(neurons=3), {}, "do not make 3 equal parts of whole pairs"),
     "neurons that make no pairs": ("jax", Spread(neurons=2), {"n_head": 32}, "do not make 2 equal parts of whole pairs"),
     "a width that does not divide": ("torch", Spread(data=3, shares_weights=True), {}, "weights 8 wide do not divide among 3"),

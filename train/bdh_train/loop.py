@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,15 +79,23 @@ class Run:
 
 
 def train(
-    config: TrainConfig, *, resume: bool = False, stop: Callable[[], bool] = lambda: False, talk: Talk | None = None
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    given: Collection[str] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    talk: Talk | None = None,
 ) -> Result:
-    """Train as the configuration says, in its folder; ``stop`` is asked after each step whether to save and leave."""
-    backend = bdh_spec.choose(port_of_run(config, resume))
+    """Train as the configuration says, in its folder; ``stop`` is asked after each step whether to save and leave.
+
+    ``given`` names the settings that are to hold for a run that goes on; otherwise those do that are not the default.
+    """
+    backend = bdh_spec.choose(port_asked(config, resume, given))
     team = backend.team()
     talk = talk if talk and team.is_first else Talk(quiet=True)
     with folder_for(Path(config.out), resume, team) as folder:
         with in_turn(team):
-            config = taken_up(config, folder, talk) if resume else resolve(config)
+            config = taken_up(config, folder, given, talk) if resume else resolve(config)
             run = begin(config, folder, backend, team, resume, talk)
         announce(run)
         if not run.is_done:
@@ -101,16 +109,18 @@ def train(
         return result(run, folder.model)
 
 
-def port_of_run(config: TrainConfig, resume: bool) -> str:
-    """The port that is asked for, or else that of the run that goes on."""
-    folder = RunFolder(Path(config.out))
-    return folder.read_config().backend if resume and config.backend == "auto" and folder.config.is_file() else config.backend
+def port_asked(config: TrainConfig, resume: bool, given: Collection[str] | None) -> str:
+    """The port to train on, which a run that goes on has chosen unless another is asked for."""
+    folder, is_asked = RunFolder(Path(config.out)), "backend" in (changed(config) if given is None else given)
+    return folder.read_config().backend if resume and not is_asked and folder.config.is_file() else config.backend
 
 
-def taken_up(config: TrainConfig, folder: RunFolder, talk: Talk) -> TrainConfig:
+def taken_up(config: TrainConfig, folder: RunFolder, given: Collection[str] | None, talk: Talk) -> TrainConfig:
     """The configuration of the run in a folder, with what may be another from here on."""
     begun = folder.read_config()
-    asked = dataclasses.replace(begun, **{name: getattr(config, name) for name in changed(config)})
+    asked = dataclasses.replace(
+        begun, **{name: getattr(config, name) for name in (changed(config) if given is None else given)}
+    )
     if names := differing(asked, begun):
         was = ", ".join(f"{name} {getattr(begun, name)!r}" for name in names)
         raise TrainError(f"{folder.path} holds a run with {was}: leave {', '.join(names)} out, or begin another with --out")

@@ -19,8 +19,8 @@ def spread_of(config: TrainConfig, team: Team) -> Spread | None:
     data = config.data_parallel or max(team.size // neurons, 1)
     if team.size > 1 and data * neurons != team.size:
         raise TrainError(
-            f"data_parallel {data} x neuron_parallel {neurons} is not {team.size}, the number of processes: start as many, or leave"
-            " data_parallel out"
+            f"data_parallel {data} x neuron_parallel {neurons} is not {team.size}, the number of processes: start as many,"
+            " or leave data_parallel out"
         )
     if config.batch_size % data:
         raise TrainError(f"batch_size is {config.batch_size}, which does not divide among {data}: give a multiple")

@@ -22,7 +22,6 @@ from bdh_jax.parallel import DATA, PLATFORMS, devices_of, find_device, mesh, sha
 from bdh_jax.rope import words
 from bdh_spec.config import BDHConfig
 from bdh_spec.dtypes import DTYPES
-from bdh_spec.errors import CapabilityError
 from bdh_spec.model import IGNORE
 from bdh_spec.model import RecurrentState as ExportedState
 from bdh_spec.optimizer import AdamW, OptimizerState, dropout_seed

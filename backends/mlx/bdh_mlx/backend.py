@@ -140,10 +140,9 @@ class SpreadModel(MLXModel):
 
     def __init__(self, params: Params, config: BDHConfig, spread: Spread, *, device: str, dtype: str, phase: Phase) -> None:
         self._group = group()
-        if self._group.size() != spread.size:
-            raise CapabilityError(
-                f"{self._group.size()} processes for a model that {spread.size} share: mlx.launch -n {spread.size} starts as many"
-            )
+        here, wanted = self._group.size(), spread.size
+        if here != wanted:
+            raise CapabilityError(f"{here} processes for a model that {wanted} share: mlx.launch -n {wanted} starts as many")
         super().__init__(params, config, device=device, dtype=dtype, phase=phase)
 
     def _total(self, native: Moments, batches: list[Batch]) -> tuple[float, Params]:

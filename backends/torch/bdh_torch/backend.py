@@ -155,7 +155,9 @@ class TorchModel(Model):
         return OptimizerState(native.settings, native.steps, first, second, masters)
 
     def _import_optimizer(self, state: OptimizerState) -> Optimizer:
-        held = ([from_numpy(w, self.device, self.wide) for w in five or ()] for five in (state.first, state.second, state.masters))
+        held = (
+            [from_numpy(w, self.device, self.wide) for w in five or ()] for five in (state.first, state.second, state.masters)
+        )
         native = self._optimizer(state.settings)
         native.restore(state.step, *held)
         return native

@@ -100,14 +100,14 @@ class SpreadOptimizer(Optimizer):
 
     def next_seed(self, part: int) -> int:
         """That of a run which reads what each process does as a batch of its own."""
-        return dropout_seed(
-            self.settings.seed, self.steps + 1, part * distributed.get_world_size() + distributed.get_rank()
-        )
+        return dropout_seed(self.settings.seed, self.steps + 1, part * distributed.get_world_size() + distributed.get_rank())
 
     def norm(self, slopes: Sequence[Tensor]) -> float:
         """The common 2-norm of the slopes everywhere, of which each is counted in one place."""
         counted = moving(self.counted, self.settings)
-        return float(added(sum(float(s.double().square().sum()) for s, is_mine in zip(slopes, counted, strict=True) if is_mine)) ** 0.5)
+        return float(
+            added(sum(float(s.double().square().sum()) for s, is_mine in zip(slopes, counted, strict=True) if is_mine)) ** 0.5
+        )
 
 
 class SpreadModel(TorchModel):
