@@ -12,13 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from bdh_jax import model, training
 from bdh_jax.bdh import forward
 from bdh_jax.generation import advance_donated, advance_kept, buffer_length, pieces
 from bdh_jax.model import RecurrentState, init_state, wide
-from bdh_jax.parallel import DATA, PLATFORMS, devices_of, find_device, mesh, shardings
+from bdh_jax.parallel import DATA, PLATFORMS, devices_of, find_device, lying, mesh, shardings
 from bdh_jax.rope import words
 from bdh_spec.config import BDHConfig
 from bdh_spec.dtypes import DTYPES
@@ -161,13 +160,13 @@ class SpreadModel(JAXModel):
         super().__init__(params, config, device=device, dtype=dtype, phase=phase)
 
     def _find(self, device: str) -> jax.sharding.Sharding:
-        return NamedSharding(self._mesh, PartitionSpec())  # all of it on each
+        return lying(self._mesh)  # all of it on each
 
     def _placed(self, five: Params) -> Params:
         return Params(*(jnp.array(value, copy=True, device=where) for value, where in zip(five, self._shardings, strict=True)))
 
     def _ids(self, ids: Array) -> jax.Array:
-        return jax.device_put(ids.astype(np.int32), NamedSharding(self._mesh, PartitionSpec(DATA)))
+        return jax.device_put(ids.astype(np.int32), lying(self._mesh, DATA))
 
     def _init_state(self, batch: int) -> RecurrentState:
         with self._precision():
@@ -187,7 +186,8 @@ class SpreadModel(JAXModel):
         return value
 
     def _in_place(self, moments: training.Moments) -> training.Moments:
-        return training.Moments(*(five and jax.device_put(five, self._shardings) for five in moments))
+        first, second, masters = (jax.device_put(five, five and self._shardings) for five in moments)
+        return training.Moments(first, second, masters)
 
 
 class JAXBackend(Backend):

@@ -48,11 +48,16 @@ def mesh(device: str, spread: Spread) -> Mesh:
 def shardings(mesh: Mesh, spread: Spread) -> Params:
     """Where each weight and its moments lie: cut by neurons and, where weights are shared, by width."""
     width = DATA if spread.shares_weights else None
-    specs = Params(
-        embed=PartitionSpec(None, width),  # V D
-        encoder=PartitionSpec(None, width, NEURONS),  # h D N
-        encoder_v=PartitionSpec(None, width, NEURONS),  # h D N
-        decoder=PartitionSpec(NEURONS, width),  # h*N D
-        lm_head=PartitionSpec(width, None),  # D V
+    axes = Params(
+        embed=(None, width),  # V D
+        encoder=(None, width, NEURONS),  # h D N
+        encoder_v=(None, width, NEURONS),  # h D N
+        decoder=(NEURONS, width),  # h*N D
+        lm_head=(width, None),  # D V
     )
-    return Params(*(NamedSharding(mesh, spec) for spec in specs))
+    return Params(*(lying(mesh, *each) for each in axes))
+
+
+def lying(mesh: Mesh, *axes: str | None) -> NamedSharding:
+    """How an array lies on a mesh, whose axes are cut by these of the mesh; all of it everywhere by none."""
+    return NamedSharding(mesh, PartitionSpec(*axes))  # type: ignore[no-untyped-call]  # JAX leaves it untyped

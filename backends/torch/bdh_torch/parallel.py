@@ -193,7 +193,7 @@ class SpreadModel(TorchModel):
                 _, loss = self.module(self._to_device(tokens), self._to_device(targets))
                 (loss * (share * self.spread.data)).backward()
             value += share * loss.item()
-        slopes = [local(weight.grad) for weight in self._weights()]
+        slopes = [local(weight.grad) for weight in self._weights() if weight.grad is not None]
         self.module.zero_grad()
         return value, slopes
 
