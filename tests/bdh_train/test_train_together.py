@@ -53,7 +53,9 @@ def assert_is_the_run(out: Path, whole: Path) -> None:
     """The same steps, each once, with the same losses, and the same model at the end."""
     assert [line["step"] for line in lines(out)] == [1, 2, 3, 4]
     for ours, theirs in zip(lines(out), lines(whole), strict=True):
-        assert {name: ours[name] for name in theirs} == pytest.approx(theirs, rel=FLOAT64)  # one that ends is measured once more
+        assert {name: ours[name] for name in theirs} == pytest.approx(
+            theirs, rel=FLOAT64
+        )  # one that ends is measured once more
     for ours, theirs in zip(*(bdh_spec.read(folder / "model.safetensors")[0] for folder in (out, whole)), strict=True):
         assert np.linalg.norm(ours - theirs) <= FLOAT64 * np.linalg.norm(theirs)
 

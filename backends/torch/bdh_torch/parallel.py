@@ -223,13 +223,13 @@ class SpreadModel(TorchModel):
             return []
         held = self._with_own_neurons(five)
         if self.spread.shares_weights:
-            held = Params(*(part(v, cut.width, self.place, self.spread.data) for v, cut in zip(held, CUTS, strict=True)))
+            held = Params(*(one_of(v, cut.width, self.place, self.spread.data) for v, cut in zip(held, CUTS, strict=True)))
         return [from_numpy(value, self.device, self.wide) for value in self._flat(held)]
 
     def _with_own_neurons(self, five: Params) -> Params:
         """The neurons of this share in five values of the weights' shapes; the decoder's with an axis of heads (h, N, D)."""
         apart = five._replace(decoder=five.decoder.reshape(self.config.n_head, self.config.n_neurons, -1))
-        return Params(*(part(v, cut.neurons, self.share, self.spread.neurons) for v, cut in zip(apart, CUTS, strict=True)))
+        return Params(*(one_of(v, cut.neurons, self.share, self.spread.neurons) for v, cut in zip(apart, CUTS, strict=True)))
 
     def _flat(self, five: Params) -> Params:
         """The same with the decoder as checkpoints have it: (h*N, D)."""
@@ -252,7 +252,7 @@ def local(value: Tensor) -> Tensor:
     return (value.to_local() if isinstance(value, DTensor) else value).detach()
 
 
-def part(value: Array, axis: int | None, number: int, many: int) -> Array:
+def one_of(value: Array, axis: int | None, number: int, many: int) -> Array:
     """One of as many equal parts along an axis, or all of a value that has no such axis."""
     return value if axis is None else np.split(value, many, axis)[number]
 
