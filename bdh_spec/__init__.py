@@ -28,6 +28,7 @@ from bdh_spec.protocol import Backend, Batch, Capabilities, Model, Optimizer, St
 from bdh_spec.registry import PortReport, backends, choose, get_backend, load, read
 from bdh_spec.rope import Frequencies
 from bdh_spec.sampling import Sampling
+from bdh_spec.spread import Spread, Team
 
 __version__ = "0.1.0"
 
@@ -56,8 +57,10 @@ __all__ = [
     "RecurrentState",
     "Sampling",
     "SamplingError",
+    "Spread",
     "State",
     "StateError",
+    "Team",
     "TokensError",
     "backends",
     "choose",

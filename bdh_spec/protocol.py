@@ -30,6 +30,7 @@ from bdh_spec.optimizer import AdamW, OptimizerState, check_rate
 from bdh_spec.params import Array, Params, check_params
 from bdh_spec.rope import MAX_POSITION, PHASES, Phase
 from bdh_spec.sampling import Sampling, check_length, fresh_seed, sample, uniform
+from bdh_spec.spread import Spread, Team
 
 USUAL = ("forward", "advance", "loss", "gradients", "trace", "state", "train", "optimizer")
 OPTIONAL = ("padded", "frequencies")  # a port that has one of these names it in its capabilities
@@ -47,6 +48,7 @@ class Capabilities:
     phases: tuple[Phase, ...] = PHASES
     verbs: tuple[str, ...] = USUAL
     compiles: bool = False  # a program for each shape of tokens, which takes a second or more
+    shares: tuple[str, ...] = ()  # among processes or devices: some of bdh_spec.spread.KINDS
 
 
 class State:
@@ -331,6 +333,10 @@ class Backend(ABC):
             return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return None
 
+    def team(self) -> Team:
+        """The processes that were started together with this one, by the port's own launcher."""
+        return Team()
+
     def load(
         self,
         params: Params,
@@ -339,8 +345,13 @@ class Backend(ABC):
         device: str | None = None,
         dtype: str | None = None,
         phase: Phase = "exact",
+        spread: Spread | None = None,
     ) -> Model:
-        """Put weights on a device: the first of ``devices()`` and float32 unless told otherwise."""
+        """Put weights on a device: the first of ``devices()`` and float32 unless told otherwise.
+
+        With a ``spread``, on that many devices, or processes, each of which asks for the same at the same time. Such a model is
+        for training: every process gives it whole batches, and gets the same from it.
+        """
         check_params(params, config)
         device, dtype = device or self.devices()[0], dtype_name(dtype or "float32")
         self._demand("dtype", dtype, self.capabilities.dtypes)
@@ -351,12 +362,21 @@ class Backend(ABC):
                 f"the {self.name} port runs BDH's frequency table only, and this model brings its own: ask a port that claims"
                 " frequencies, such as numpy"
             )
-        model = self._load(params, config, device=device, dtype=dtype, phase=phase)
+        if spread is None:
+            model = self._load(params, config, device=device, dtype=dtype, phase=phase)
+        else:
+            spread.check(config, self.capabilities.shares, self.name)
+            model = self._load_spread(params, config, spread, device=device, dtype=dtype, phase=phase)
         model.backend = self.name
         return model
 
     @abstractmethod
     def _load(self, params: Params, config: BDHConfig, *, device: str, dtype: str, phase: Phase) -> Model: ...
+
+    def _load_spread(
+        self, params: Params, config: BDHConfig, spread: Spread, *, device: str, dtype: str, phase: Phase
+    ) -> Model:
+        raise CapabilityError(f"the {self.name} port shares nothing: load the model without a spread")
 
     def _demand(self, what: str, asked: str, offered: tuple[str, ...]) -> None:
         if asked not in offered:
@@ -383,6 +403,20 @@ def as_batches(batches: Sequence[tuple[Any, Any]], config: BDHConfig) -> list[Ba
     if not sum(counts):
         raise TokensError(f"no batch of this step has a target that counts: give one, other than {IGNORE}")
     return [Batch(*pair, n / sum(counts)) for pair, n in zip(checked, counts, strict=True) if n]
+
+
+def own_texts(batches: Sequence[Batch], place: int, many: int) -> list[Batch]:
+    """Of each batch the texts that are read at one of ``many`` places, with their share of all targets of the step."""
+    found = []
+    for tokens, targets, share in batches:
+        if len(tokens) % many:
+            raise TokensError(f"a batch of {len(tokens)} texts does not divide among {many}: give a multiple")
+        counts = (targets != IGNORE).reshape(many, -1).sum(1)
+        if not counts.all():
+            raise TokensError(f"no text of part {int(counts.argmin())} of a batch has a target that counts: mix the texts")
+        mine = slice(place * len(tokens) // many, (place + 1) * len(tokens) // many)
+        found.append(Batch(tokens[mine], targets[mine], share * float(counts[place] / counts.sum())))
+    return found
 
 
 def as_tokens(prompt: str | bytes | Array) -> Array:

@@ -1,4 +1,6 @@
-"""Train the small checkpoint that ships inside bdh_spec, on English that every Python carries, and write its card.
+"""Train the first stage of the checkpoint that ships inside bdh_spec, on English that every Python carries, and write its card.
+
+It sees windows of 256 bytes; examples/hatchling.toml is what it goes on with.
 
 python examples/train_hatchling.py --out DIR        about an hour on two cores
 """
@@ -28,7 +30,7 @@ PROMPT, SEED = "The ", 7
 
 
 @click.command()
-@click.option("--out", default=Path("bdh_spec/checkpoints"), type=click.Path(path_type=Path, file_okay=False))
+@click.option("--out", default=Path("hatchling-first-stage"), type=click.Path(path_type=Path, file_okay=False))
 @click.option("--steps", default=3000, show_default=True)
 def main(out: Path, steps: int) -> None:
     """Train, measure on held-out topics, save the checkpoint and its card to OUT."""

@@ -13,8 +13,8 @@ import bdh_jax
 from bdh_bench import plain_jax as plain
 from bdh_bench.sides import COMPILED, OURS, RATE, Framework, Named, Runner, Task
 from bdh_jax import training
-from bdh_jax.backend import find_device
 from bdh_jax.generation import advance_donated, prefill
+from bdh_jax.parallel import find_device
 from bdh_jax.rope import words
 from bdh_spec import AdamW, BDHConfig
 from bdh_spec.params import Array, Params

@@ -192,6 +192,16 @@ def refusal(config: TrainConfig, **how: Any) -> str:
     return str(raised.value)
 
 
+def test_a_setting_that_is_given_holds_although_it_is_the_default(small: Small) -> None:
+    run = small(checkpoint_every=3)
+    train(run, stop=after(1))
+    default = TrainConfig().checkpoint_every
+    assert default != run.checkpoint_every
+    for given, wanted in ((None, run.checkpoint_every), (("checkpoint_every",), default)):
+        train(TrainConfig(out=run.out), resume=True, given=given, stop=after(1))
+        assert RunFolder(Path(run.out)).read_config().checkpoint_every == wanted
+
+
 def test_a_folder_of_another_run_is_refused(small: Small, text: Path) -> None:
     config = small()
     assert (

@@ -57,8 +57,9 @@ def command(file: Path | None, resume: bool, quiet: bool, **flags: Any) -> None:
     settings = (read_toml(file) if file else {}) | from_mapping(given, "the command")
     config = TrainConfig(**settings)
     with Signals() as signals:
-        result = train(config, resume=resume, stop=signals.asked, talk=Talk(quiet))
-        click.echo(result.checkpoint)
+        result = train(config, resume=resume, given=tuple(settings), stop=signals.asked, talk=Talk(quiet))
+        if result.rank == 0:
+            click.echo(result.checkpoint)
     if signals.number is not None and not result.is_done:
         sys.exit(INTERRUPTED if signals.number == signal.SIGINT else TERMINATED)
 

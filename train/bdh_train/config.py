@@ -28,7 +28,10 @@ RATE_OF_WIDTH = 0.256  # the wider a model, the smaller its steps
 TEMPLATES = ("system", "instruction", "both", "full")
 SCHEDULES = ("cosine", "constant")
 MODEL = bdh_spec.config.SIZES
-MAY_CHANGE = ("backend", "device", "max_steps", "patience", "checkpoint_every", "keep", "sample_every", "out")  # at --resume
+MAY_CHANGE = (  # at --resume
+    *("backend", "device", "data_parallel", "neuron_parallel", "shard_weights"),
+    *("max_steps", "patience", "checkpoint_every", "keep", "sample_every", "out"),
+)
 
 
 class TrainError(BDHError, ValueError):
@@ -60,6 +63,11 @@ class TrainConfig:
     freeze: tuple[str, ...] = about((), "Weights that stay as they are: embed, encoder, encoder_v, decoder, lm_head.")
     backend: str = about("auto", "numpy, torch, mlx, jax, or auto: what suits this machine.")
     device: str | None = about(None, "Such as cpu, cuda, mps, gpu, tpu.  [default: the port's best]")
+    data_parallel: int | None = about(
+        None, "Processes or devices that share each batch.  [default: those that a launcher started, over neuron_parallel]"
+    )
+    neuron_parallel: int = about(1, "Processes or devices that share each layer, by its neurons.")
+    shard_weights: bool = about(False, "Share weights and moments too, among those that share batches.")
     dtype: str = about("float32", "Of weights and products; bfloat16 keeps float32 masters.")
     block_size: int = about(256, "Bytes of a window.")
     min_block_size: int | None = about(
@@ -103,8 +111,11 @@ class TrainConfig:
             "eval_batches",
             "checkpoint_every",
             "keep",
+            "neuron_parallel",
         ):
             at_least(name, getattr(self, name), 1)
+        if self.data_parallel is not None:
+            at_least("data_parallel", self.data_parallel, 1)
         for name in ("patience", "sample_every", "seed", "warmup_steps", "final_rate", "grad_clip"):
             at_least(name, getattr(self, name) or 0, 0)
         if self.min_block_size is not None and not 2 <= self.min_block_size <= self.block_size:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import bdh_spec
-from bdh_spec import Backend, Model, Optimizer, Params
+from bdh_spec import Backend, Model, Optimizer, Params, Spread, Team
 from bdh_spec.params import count
 from bdh_train import memory
 from bdh_train.batches import batches, held_out
@@ -22,9 +22,10 @@ from bdh_train.checkpoint import Checkpoint, Progress
 from bdh_train.config import TrainConfig, TrainError, as_toml, differing, read_initial, resolve
 from bdh_train.data import Text, open_data
 from bdh_train.measure import BITS, by_position, mean_loss
-from bdh_train.run_folder import RunFolder, working_in
+from bdh_train.run_folder import RunFolder
 from bdh_train.schedule import rate
 from bdh_train.show import Board, Talk, draw
+from bdh_train.together import folder_for, in_turn, spread_of
 
 SAMPLE = 300  # bytes
 REDRAWN = 20  # seconds between pictures of a curve
@@ -40,6 +41,7 @@ class Result:
     val_loss: float | None  # the best
     val_bits_per_byte: float | None
     checkpoint: Path  # the model if it is done, else where to go on from
+    rank: int = 0  # of the process that tells it: the first has written everything
 
 
 @dataclass
@@ -54,6 +56,8 @@ class Run:
     optimizer: Optimizer
     progress: Progress
     talk: Talk
+    team: Team
+    spread: Spread | None
 
     @property
     def is_done(self) -> bool:
@@ -75,13 +79,24 @@ class Run:
 
 
 def train(
-    config: TrainConfig, *, resume: bool = False, stop: Callable[[], bool] = lambda: False, talk: Talk | None = None
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    given: Collection[str] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    talk: Talk | None = None,
 ) -> Result:
-    """Train as the configuration says, in its folder; ``stop`` is asked after each step whether to save and leave."""
-    talk = talk or Talk(quiet=True)
-    with working_in(Path(config.out), resume) as folder:
-        config = taken_up(config, folder, talk) if resume else resolve(config)
-        run = begin(config, folder, resume, talk)
+    """Train as the configuration says, in its folder; ``stop`` is asked after each step whether to save and leave.
+
+    ``given`` names the settings that are to hold for a run that goes on; otherwise those do that are not the default.
+    """
+    backend = bdh_spec.choose(port_asked(config, resume, given))
+    team = backend.team()
+    talk = talk if talk and team.is_first else Talk(quiet=True)
+    with folder_for(Path(config.out), resume, team) as folder:
+        with in_turn(team):
+            config = taken_up(config, folder, given, talk) if resume else resolve(config)
+            run = begin(config, folder, backend, team, resume, talk)
         announce(run)
         if not run.is_done:
             steps(run, stop)
@@ -89,14 +104,23 @@ def train(
             path = run.save()
             talk.say(f"stopped after step {run.progress.step}, which is saved: go on with --resume --out {config.out}")
             return result(run, path)
-        finish(run)
+        if team.is_first:
+            finish(run)
         return result(run, folder.model)
 
 
-def taken_up(config: TrainConfig, folder: RunFolder, talk: Talk) -> TrainConfig:
+def port_asked(config: TrainConfig, resume: bool, given: Collection[str] | None) -> str:
+    """The port to train on, which a run that goes on has chosen unless another is asked for."""
+    folder, is_asked = RunFolder(Path(config.out)), "backend" in (changed(config) if given is None else given)
+    return folder.read_config().backend if resume and not is_asked and folder.config.is_file() else config.backend
+
+
+def taken_up(config: TrainConfig, folder: RunFolder, given: Collection[str] | None, talk: Talk) -> TrainConfig:
     """The configuration of the run in a folder, with what may be another from here on."""
     begun = folder.read_config()
-    asked = dataclasses.replace(begun, **{name: getattr(config, name) for name in changed(config)})
+    asked = dataclasses.replace(
+        begun, **{name: getattr(config, name) for name in (changed(config) if given is None else given)}
+    )
     if names := differing(asked, begun):
         was = ", ".join(f"{name} {getattr(begun, name)!r}" for name in names)
         raise TrainError(f"{folder.path} holds a run with {was}: leave {', '.join(names)} out, or begin another with --out")
@@ -112,17 +136,17 @@ def changed(config: TrainConfig) -> list[str]:
     return [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != f.default]
 
 
-def begin(config: TrainConfig, folder: RunFolder, resume: bool, talk: Talk) -> Run:
+def begin(config: TrainConfig, folder: RunFolder, backend: Backend, team: Team, resume: bool, talk: Talk) -> Run:
     """Everything in place for the next step."""
+    spread = spread_of(config, team)
     if not resume:
         folder.clear()
     training, measured = open_data(config, folder.path)
     data = training.fingerprint()
-    backend = bdh_spec.choose(config.backend)
     found = folder.last(talk.say) if resume else None
     if found is None:
         params = initial(config)
-        model = load(backend, params, config)
+        model = load(backend, params, config, spread)
         if not resume:
             folder.begin(config)
         folder.rewind(0)
@@ -130,15 +154,17 @@ def begin(config: TrainConfig, folder: RunFolder, resume: bool, talk: Talk) -> R
         if resume:
             why = "no checkpoint is whole: the run begins again" if folder.saved() else "nothing was saved yet: the run begins"
             talk.say(f"{why} at its first step")
-        return Run(config, folder, training, measured, model, model.optimizer(config.adamw()), progress, talk)
+        optimizer = model.optimizer(config.adamw())
+        return Run(config, folder, training, measured, model, optimizer, progress, talk, team, spread)
     saved, _ = found
     if saved.progress.data != data:
         raise TrainError(f"the data is not what step {saved.progress.step} had read: bring back {', '.join(config.data)}")
-    model = load(backend, saved.params, config)
+    model = load(backend, saved.params, config, spread)
     folder.rewind(saved.progress.step)
-    if saved.progress.port != port_of(model):
-        talk.say(f"{saved.progress.port} made the steps so far, {port_of(model)} goes on: bits may differ from here")
-    run = Run(config, folder, training, measured, model, model.import_optimizer(saved.optimizer), saved.progress, talk)
+    optimizer = model.import_optimizer(saved.optimizer)
+    run = Run(config, folder, training, measured, model, optimizer, saved.progress, talk, team, spread)
+    if saved.progress.port != port_of(run):
+        talk.say(f"{saved.progress.port} made the steps so far, {port_of(run)} goes on: bits may differ from here")
     talk.say(f"{run.progress.step} steps are done already")
     return run
 
@@ -151,46 +177,53 @@ def initial(config: TrainConfig) -> Params:
     return bdh_spec.init(config.model, np.random.default_rng(config.seed))
 
 
-def load(backend: Backend, params: Params, config: TrainConfig) -> Model:
-    return backend.load(params, config.model, device=config.device, dtype=config.dtype)
+def load(backend: Backend, params: Params, config: TrainConfig, spread: Spread | None = None) -> Model:
+    return backend.load(params, config.model, device=config.device, dtype=config.dtype, spread=spread)
 
 
-def port_of(model: Model) -> str:
-    """A port, its device and dtype, in words."""
-    return f"{model.backend} on {model.device}, {model.dtype}"
+def port_of(run: Run) -> str:
+    """A port, its device and dtype, and what shares its work, in words."""
+    model, spread = run.model, run.spread
+    return f"{model.backend} on {model.device}, {model.dtype}" + (f", shared {shared(spread)}" if spread else "")
+
+
+def shared(spread: Spread) -> str:
+    """A spread in words."""
+    return f"{spread.data} x {spread.neurons}" + (" with weights" if spread.shares_weights else "")
 
 
 def announce(run: Run) -> None:
     """What is about to be trained, before the first step."""
     config, model = run.config, run.model
     has = bdh_spec.get_backend(model.backend).memory(model.device)
+    here = dataclasses.replace(config, batch_size=config.batch_size // (run.spread.data if run.spread else 1))
     run.talk.page(as_toml(config).strip())
     run.talk.say(
-        f"{port_of(model)}: {count(config.model):,} parameters, {config.tokens_per_step:,} tokens a step,"
+        f"{port_of(run)}: {count(config.model):,} parameters, {config.tokens_per_step:,} tokens a step,"
         f" {len(run.training):,} bytes to train on and {len(run.held_out):,} held out,"
-        f" {memory.says(config, model.backend, model.device, has)}"
+        f" {memory.says(here, model.backend, model.device, has)}"
     )
 
 
 def steps(run: Run, stop: Callable[[], bool]) -> None:
     """Step after step, to the last one or to a wish to stop."""
     config, progress = run.config, run.progress
-    progress.port, first, drawn = port_of(run.model), progress.step, time.monotonic()
-    board = Board(run.folder.path / "tensorboard")
+    progress.port, first, drawn = port_of(run), progress.step, time.monotonic()
+    board = Board(run.folder.path / "tensorboard" if run.team.is_first else None)
     with run.talk.steps(first, config.max_steps):
         while not run.is_done:
             line = step(run)
             run.folder.note(line)
             board.add(line)
             run.talk.step(line, progress.step - first, config.max_steps, config.tokens_per_step)
-            if "val_loss" in line and time.monotonic() - drawn > REDRAWN:
+            if run.team.is_first and "val_loss" in line and time.monotonic() - drawn > REDRAWN:
                 draw(run.folder.path / "curve.png", run.folder.lines())
                 drawn = time.monotonic()
             if config.sample_every and progress.step % config.sample_every == 0:
                 run.talk.sample(run.sample())
             if run.is_done or progress.step % config.checkpoint_every == 0:
                 run.save()
-            if stop():
+            if run.team.any(stop()):
                 break
     board.close()
 
@@ -220,7 +253,7 @@ def judge(run: Run, value: float) -> None:
     progress = run.progress
     if progress.best_loss is None or value < progress.best_loss:
         progress.best_loss, progress.best_step, progress.misses = value, progress.step, 0
-        bdh_spec.save(run.folder.best(progress.step), run.params(), run.config.model)
+        run.folder.keep_best(progress.step, run.params(), run.config.model)
         return
     progress.misses += 1
     if run.config.patience and progress.misses >= run.config.patience:
@@ -253,4 +286,4 @@ def finish(run: Run) -> None:
 
 def result(run: Run, path: Path) -> Result:
     best = run.progress.best_loss
-    return Result(run.progress.step, run.is_done, best, None if best is None else best * BITS, path)
+    return Result(run.progress.step, run.is_done, best, None if best is None else best * BITS, path, run.team.rank)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bdh_spec import BDHConfig, BDHError
+import bdh_spec
+from bdh_spec import BDHConfig, BDHError, Params
 from bdh_spec.files import clear_parts, held, whole_file
 from bdh_train import checkpoint
 from bdh_train.checkpoint import Checkpoint
@@ -25,7 +26,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where everything of a run is. Only ``working_in`` gives one out, to one process at a time."""
+    """Where everything of a run is. Only ``working_in`` gives one out that may be written to, to one process at a time."""
 
     path: Path
 
@@ -50,6 +51,10 @@ class RunFolder:
         for made in MADE_FIRST:
             shutil.rmtree(self.path / made, ignore_errors=True)
 
+    def clear_parts(self) -> None:
+        """Remove what a checkpoint was when its writer was killed."""
+        clear_parts(self.checkpoints)
+
     def begin(self, config: TrainConfig) -> None:
         """Make the folder of a new run."""
         self.checkpoints.mkdir(exist_ok=True)
@@ -68,7 +73,7 @@ class RunFolder:
         """Save a checkpoint, and then let the oldest go."""
         if self.metrics.exists():
             sync(self.metrics)  # no checkpoint may be on the disk before the lines of its steps are
-        path = self.checkpoints / f"step-{found.progress.step:08d}.safetensors"
+        path = self.checkpoint(found.progress.step)
         checkpoint.save(path, found, config)
         for old in self.saved()[keep:]:
             old.unlink(missing_ok=True)
@@ -76,6 +81,14 @@ class RunFolder:
         for old in set(self.checkpoints.glob("best-*.safetensors")) - wanted:
             old.unlink(missing_ok=True)
         return path
+
+    def keep_best(self, step: int, params: Params, config: BDHConfig) -> None:
+        """Save the weights of a step that is the best so far on held-out text."""
+        bdh_spec.save(self.best(step), params, config)
+
+    def checkpoint(self, step: int) -> Path:
+        """The checkpoint of a step."""
+        return self.checkpoints / f"step-{step:08d}.safetensors"
 
     def best(self, step: int) -> Path:
         """The weights of a step that was the best on held-out text."""
@@ -87,7 +100,7 @@ class RunFolder:
 
     def last(self, say: Say) -> tuple[Checkpoint, BDHConfig] | None:
         """The newest checkpoint that is whole. Of each that is not, a sentence."""
-        clear_parts(self.checkpoints)
+        self.clear_parts()
         for path in self.saved():
             try:
                 return checkpoint.load(path)

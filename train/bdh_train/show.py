@@ -69,11 +69,11 @@ class Talk:
 
 
 class Board:
-    """TensorBoard's files, where it is installed; else nothing."""
+    """TensorBoard's files, where there is a folder for them and it is installed; else nothing."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | None) -> None:
         self.writer: Any = None
-        if find_spec("tensorboard") is not None:
+        if folder is not None and find_spec("tensorboard") is not None:
             try:
                 self.writer = importlib.import_module("tensorboard.summary").Writer(str(folder))
             except Exception:  # noqa: BLE001  a decoration that is broken must not end a run

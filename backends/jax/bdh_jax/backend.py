@@ -19,18 +19,17 @@ from bdh_jax.forms import Kernel
 from bdh_jax.generation import advance_donated, filled, pieces
 from bdh_jax.layer import wide
 from bdh_jax.model import RecurrentState
+from bdh_jax.parallel import DATA, PLATFORMS, devices_of, find_device, lying, mesh, shardings
 from bdh_jax.rope import words
 from bdh_spec.config import BDHConfig
 from bdh_spec.dtypes import DTYPES
-from bdh_spec.errors import CapabilityError
 from bdh_spec.model import IGNORE, loss
 from bdh_spec.model import RecurrentState as ExportedState
 from bdh_spec.optimizer import AdamW, OptimizerState, dropout_seed
 from bdh_spec.params import Array, Params, cast
-from bdh_spec.protocol import USUAL, Backend, Batch, Capabilities, Model
+from bdh_spec.protocol import USUAL, Backend, Batch, Capabilities, Model, own_texts
 from bdh_spec.rope import Phase
-
-PLATFORMS = ("cuda", "rocm", "tpu", "cpu")  # JAX's own names, the best first
+from bdh_spec.spread import KINDS, Spread
 
 trace = jax.jit(model.trace, static_argnames=("config", "phase"))
 unrounded = jax.jit(training.unrounded)
@@ -52,14 +51,26 @@ class JAXModel(Model):
         self, params: Params, config: BDHConfig, *, device: str, dtype: str, phase: Phase, kernel: Kernel | None = None
     ) -> None:
         super().__init__(config, device=device, dtype=dtype, phase=phase)
-        self._device = find_device(device)
+        self._device = self._find(device)
         self._how: dict[str, Any] = {"phase": phase, "kernel": kernel}
         self._still = replace(config, dropout=0.0)  # configurations that differ in nothing but dropout share programs
         with self._precision():
-            self._params = self._put(cast(params, jnp.dtype(dtype)))
+            self._params = self._placed(cast(params, jnp.dtype(dtype)))
 
     def params(self) -> Params:
         return Params(*(self._numpy(weight) for weight in self._params))
+
+    def _find(self, device: str) -> jax.Device | jax.sharding.Sharding:
+        return find_device(device)
+
+    def _placed(self, five: Params) -> Params:
+        """A copy, on the device, of five values of the weights' shapes."""
+        placed: Params = self._put(five)
+        return placed
+
+    def _ids(self, ids: Array) -> Any:
+        """Tokens of a step."""
+        return ids
 
     def _forward(self, tokens: Array) -> Array:
         with self._precision():
@@ -99,7 +110,8 @@ class JAXModel(Model):
 
     def _state(self, position: int, layers: Array) -> RecurrentState:
         with self._precision():
-            return RecurrentState(words(position), self._put(layers.astype(wide(self.dtype))))
+            # The position as well: what is on no device yet, or was put on none, is another argument, and another program.
+            return RecurrentState(*self._put((words(position), layers.astype(wide(self.dtype)))))
 
     def _optimizer(self, settings: AdamW) -> Optimizer:
         with self._precision():
@@ -118,7 +130,7 @@ class JAXModel(Model):
 
     def _add(self, total: Params | None, batch: Batch, seed: int, config: BDHConfig) -> tuple[float, Params]:
         """The share of a batch in the loss, and its slopes added to those of other batches."""
-        tokens, targets = self._filled(batch.tokens), self._filled(batch.targets, IGNORE)
+        tokens, targets = self._ids(self._filled(batch.tokens)), self._ids(self._filled(batch.targets, IGNORE))
         with self._precision():
             value, total = training.add_gradients(
                 tokens, targets, self._params, total, words(seed), batch.share, config, **self._how
@@ -142,12 +154,14 @@ class JAXModel(Model):
         held = [np.asarray(weight, dtype) for weight in self._params]
         zeros = Params(*map(np.zeros_like, held))
         moments = training.Moments(first or zeros, second or zeros, (masters or Params(*held)) if narrow else None)
-        return self._put(jax.tree.map(lambda value: np.asarray(value, dtype), moments))
+        given = jax.tree.map(lambda value: np.asarray(value, dtype), moments)
+        return training.Moments(*(five and self._placed(five) for five in given))
 
-    def _put(self, held: Any) -> Any:
-        """A copy on the device that is nobody else's, so that it may be donated. It takes no program."""
-        there = jax.device_put(held, self._device)  # on a CPU this shares the memory of NumPy, whatever it is told
-        return jax.device_put(there, self._device, may_alias=False)
+    def _put(self, held: Any, where: Any = None) -> Any:
+        """A copy there, or on the device, that is nobody else's, so that it may be donated. It takes no program."""
+        where = where or self._device
+        there = jax.device_put(held, where)  # on a CPU this shares the memory of NumPy, whatever it is told
+        return jax.device_put(there, where, may_alias=False)
 
     def _filled(self, tokens: Array, fill: int | None = None) -> Array:
         return filled(tokens, forms.length(tokens.shape, self.config), fill)
@@ -161,11 +175,43 @@ class JAXModel(Model):
         return np.array(value, np.float64 if self.dtype == "float64" else np.float32)
 
 
+class SpreadModel(JAXModel):
+    """The same functions over weights that lie on a mesh of devices: where its parts meet, the compiler puts the sum."""
+
+    def __init__(self, params: Params, config: BDHConfig, spread: Spread, *, device: str, dtype: str, phase: Phase) -> None:
+        self._mesh = mesh(device, spread)
+        self._shardings = shardings(self._mesh, spread)
+        super().__init__(params, config, device=device, dtype=dtype, phase=phase)
+
+    def _find(self, device: str) -> jax.sharding.Sharding:
+        return lying(self._mesh)  # all of it on each
+
+    def _placed(self, five: Params) -> Params:
+        placed: Params = self._put(five, self._shardings)
+        return placed
+
+    def _ids(self, ids: Array) -> Any:
+        divides = len(ids) % self._mesh.shape[DATA] == 0  # those of a step do
+        return jax.device_put(ids, lying(self._mesh, DATA)) if divides else ids
+
+    def _train_step(self, native: Optimizer, batches: list[Batch], rate: float) -> float:
+        own_texts(batches, 0, self._mesh.shape[DATA])  # which refuses what does not divide
+        value = super()._train_step(native, batches, rate)
+        # Nobody tells the compiler where to leave what it has moved.
+        with self._precision():
+            self._params, native.moments = jax.device_put(self._params, self._shardings), self._in_place(native.moments)
+        return value
+
+    def _in_place(self, moments: training.Moments) -> training.Moments:
+        first, second, masters = (jax.device_put(five, five and self._shardings) for five in moments)
+        return training.Moments(first, second, masters)
+
+
 class JAXBackend(Backend):
     """The port named ``jax``. Its devices are JAX's platforms: ``cuda``, ``rocm``, ``tpu``, ``cpu``, or ``cuda:1``."""
 
     name = "jax"
-    capabilities = Capabilities(dtypes=DTYPES, verbs=(*USUAL, "frequencies"), compiles=True)
+    capabilities = Capabilities(dtypes=DTYPES, verbs=(*USUAL, "frequencies"), compiles=True, shares=KINDS)
     kernel: ClassVar[Kernel | None] = None
 
     def version(self) -> str:
@@ -181,25 +227,13 @@ class JAXBackend(Backend):
     def _load(self, params: Params, config: BDHConfig, *, device: str, dtype: str, phase: Phase) -> Model:
         return JAXModel(params, config, device=device, dtype=dtype, phase=phase, kernel=self.kernel)
 
+    def _load_spread(
+        self, params: Params, config: BDHConfig, spread: Spread, *, device: str, dtype: str, phase: Phase
+    ) -> Model:
+        return SpreadModel(params, config, spread, device=device, dtype=dtype, phase=phase)
+
 
 class StreamedJAXBackend(JAXBackend):
     """The same port, reading with the streamed kernel at every size: ``bdh-conform bdh_jax.backend:StreamedJAXBackend``."""
 
     kernel = "streamed"
-
-
-def devices_of(platform: str) -> list[jax.Device]:
-    """The devices of one platform, none if JAX has no such platform here."""
-    try:
-        return jax.devices(platform)
-    except RuntimeError:
-        return []
-
-
-def find_device(name: str) -> jax.Device:
-    """The device of a name such as ``cpu`` or ``cuda:1``."""
-    platform, _, number = name.partition(":")
-    found = {str(device.id): device for device in devices_of(platform)}
-    if (number or "0") not in found:
-        raise CapabilityError(f"the jax port has no device {name!r} here: {platform} has numbers {', '.join(found)}")
-    return found[number or "0"]

@@ -15,14 +15,16 @@ from bdh_mlx.forms import Kernel
 from bdh_mlx.layer import wide, widen
 from bdh_mlx.model import RecurrentState, forward, init_state, loss, read_on, trace
 from bdh_mlx.optimizer import Moments, add, dropout_key, moments, unrounded, update
+from bdh_mlx.parallel import MLXTeam, added, group, is_launched, summed
 from bdh_spec.config import BDHConfig
 from bdh_spec.dtypes import DTYPES
 from bdh_spec.errors import CapabilityError
 from bdh_spec.model import RecurrentState as ExportedState
 from bdh_spec.optimizer import AdamW, OptimizerState
 from bdh_spec.params import Array, Params
-from bdh_spec.protocol import USUAL, Backend, Batch, Capabilities, Model
+from bdh_spec.protocol import USUAL, Backend, Batch, Capabilities, Model, own_texts
 from bdh_spec.rope import Phase
+from bdh_spec.spread import Spread, Team
 
 
 class MLXModel(Model):
@@ -92,18 +94,27 @@ class MLXModel(Model):
 
     def _train_step(self, native: Moments, batches: list[Batch], rate: float) -> float:
         with computing_on(self._device):
-            loss, total = 0.0, None
-            for part, (tokens, targets, share) in enumerate(batches):
-                key = dropout_key(native, part)
-                value, slopes = self._value_and_slopes(mx.array(tokens), mx.array(targets), key)
-                total = slopes if share == 1 else add(total, slopes, share)
-                mx.eval(value, total)
-                loss += share * float(_numpy(value))
-            assert total is not None  # a step has a batch
-            moved = update(self._params, total, native, rate)
+            loss, slopes = self._total(native, batches)
+            moved = update(self._params, slopes, native, rate)
             mx.eval(moved, native.weights, native.first, native.second)
             self._params = moved
             return loss
+
+    def _total(self, native: Moments, batches: list[Batch]) -> tuple[float, Params]:
+        """The loss of a step, and its slopes."""
+        loss, total = 0.0, None
+        for part, (tokens, targets, share) in enumerate(batches):
+            key = dropout_key(native, self._place_of(part))
+            value, slopes = self._value_and_slopes(mx.array(tokens), mx.array(targets), key)
+            total = slopes if share == 1 else add(total, slopes, share)
+            mx.eval(value, total)
+            loss += share * float(_numpy(value))
+        assert total is not None  # a step has a batch
+        return loss, total
+
+    def _place_of(self, part: int) -> int:
+        """The number of a batch among those of its step."""
+        return part
 
     def _export_optimizer(self, native: Moments) -> OptimizerState:
         with computing_on(self._device):
@@ -130,6 +141,28 @@ class MLXModel(Model):
         return loss(self._reads(tokens, params, key=key), targets)
 
 
+class SpreadModel(MLXModel):
+    """A model whose texts several processes share, each of which is asked the same."""
+
+    def __init__(self, params: Params, config: BDHConfig, spread: Spread, *, device: str, dtype: str, phase: Phase) -> None:
+        self._group = group()
+        here, wanted = self._group.size(), spread.size
+        if here != wanted:
+            raise CapabilityError(f"{here} processes for a model that {wanted} share: mlx.launch -n {wanted} starts as many")
+        super().__init__(params, config, device=device, dtype=dtype, phase=phase)
+
+    def _total(self, native: Moments, batches: list[Batch]) -> tuple[float, Params]:
+        rank, size = self._group.rank(), self._group.size()
+        loss, slopes = super()._total(native, own_texts(batches, rank, size))
+        whole = Params(*(summed(slope, self._group) for slope in slopes))
+        mx.eval(whole)
+        return added(loss, self._group), whole
+
+    def _place_of(self, part: int) -> int:
+        """As if what each process reads were a batch of its own."""
+        return part * self._group.size() + self._group.rank()
+
+
 class MLXBackend(Backend):
     """The port named ``mlx``.
 
@@ -139,7 +172,7 @@ class MLXBackend(Backend):
     """
 
     name = "mlx"
-    capabilities = Capabilities(dtypes=DTYPES, verbs=(*USUAL, "frequencies"))
+    capabilities = Capabilities(dtypes=DTYPES, verbs=(*USUAL, "frequencies"), shares=("data",))
     kernel: ClassVar[Kernel | None] = None
 
     def __init__(self) -> None:
@@ -159,10 +192,19 @@ class MLXBackend(Backend):
         device: str | None = None,
         dtype: str | None = None,
         phase: Phase = "exact",
+        spread: Spread | None = None,
     ) -> Model:
         """Put weights on a device: float32 on the GPU if there is one, float64 on the CPU, which alone has it."""
         device = "cpu" if dtype == "float64" and device is None else device
-        return super().load(params, config, device=device, dtype=dtype, phase=phase)
+        return super().load(params, config, device=device, dtype=dtype, phase=phase, spread=spread)
+
+    def team(self) -> Team:
+        return MLXTeam() if is_launched() else Team()
+
+    def _load_spread(
+        self, params: Params, config: BDHConfig, spread: Spread, *, device: str, dtype: str, phase: Phase
+    ) -> Model:
+        return SpreadModel(params, config, spread, device=device, dtype=dtype, phase=phase)
 
     def _load(self, params: Params, config: BDHConfig, *, device: str, dtype: str, phase: Phase) -> Model:
         if dtype == "float64" and not device.startswith("cpu"):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Lock
 from typing import Any, ClassVar
@@ -11,13 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bdh_spec import AdamW, BDHConfig, CapabilityError, OptimizerState
+from bdh_spec import AdamW, BDHConfig, CapabilityError, OptimizerState, Spread, Team
 from bdh_spec.dtypes import DTYPES
 from bdh_spec.model import RecurrentState as ExportedState
 from bdh_spec.model import Stages
 from bdh_spec.params import Array, Params
 from bdh_spec.protocol import VERBS, Backend, Batch, Capabilities, Model
 from bdh_spec.rope import Phase
+from bdh_spec.spread import KINDS
 from bdh_torch.forms import Kernel
 from bdh_torch.layer import wide
 from bdh_torch.model import BDH, RecurrentState
@@ -59,14 +61,18 @@ class TorchModel(Model):
         self, params: Params, config: BDHConfig, *, device: str, dtype: str, phase: Phase, kernel: Kernel | None = None
     ) -> None:
         super().__init__(config, device=device, dtype=dtype, phase=phase)
-        with torch.device("meta"):  # no weights to draw: they are given
-            self.module = BDH(config, phase=phase, kernel=kernel).eval()
-        weights = {name: from_numpy(weight, device, dtype) for name, weight in zip(NAMES, params, strict=True)}
-        freqs = stored(self.module.attn.table).to(device)
-        self.module.load_state_dict({**weights, "attn.freqs": freqs}, assign=True)
+        self.module = self._module(params, kernel)
+
+    @property
+    def wide(self) -> str:
+        """The dtype of what must not be narrower than float32."""
+        return "float64" if self.dtype == "float64" else "float32"
 
     def params(self) -> Params:
         return Params(*(to_numpy(weight) for weight in self._weights()))
+
+    def _module(self, params: Params, kernel: Kernel | None) -> BDH:
+        return filled(lambda: BDH(self.config, phase=self.phase, kernel=kernel), params, self.device, self.dtype)
 
     @full_precision()
     @torch.no_grad()
@@ -122,8 +128,7 @@ class TorchModel(Model):
         return tuple(to_numpy(batch_first(memory, nh, len(memory) // nh)) for memory in native.layers)  # B h N D
 
     def _import_state(self, state: ExportedState) -> RecurrentState:
-        dtype = "float64" if self.dtype == "float64" else "float32"
-        layers = (from_numpy(memory.swapaxes(0, 1), self.device, dtype).flatten(0, 1) for memory in state.layers)  # h*B N D
+        layers = (from_numpy(memory.swapaxes(0, 1), self.device, self.wide).flatten(0, 1) for memory in state.layers)  # h*B N D
         return RecurrentState(state.position, tuple(layers))
 
     def _optimizer(self, settings: AdamW) -> Optimizer:
@@ -131,21 +136,28 @@ class TorchModel(Model):
 
     @full_precision()
     def _train_step(self, native: Any, batches: list[Batch], rate: float) -> float:
+        value, slopes = self._total(native, batches)
+        native.step(slopes, rate)
+        return value
+
+    def _total(self, native: Any, batches: list[Batch]) -> tuple[float, list[Tensor]]:
+        """The loss of a step, and its slopes in at least float32."""
         value, total = 0.0, None
         for part, (tokens, targets, share) in enumerate(batches):
             with self._dropping(native.next_seed(part)):
                 loss, slopes = self._slopes(tokens, targets)
             value, total = value + share * loss, add(total, slopes, share)
-        native.step(total, rate)
-        return value
+        assert total is not None  # a step has a batch
+        return value, total
 
     def _export_optimizer(self, native: Any) -> OptimizerState:
         first, second, masters = (held and Params(*map(to_numpy, held)) for held in native.export())
         return OptimizerState(native.settings, native.steps, first, second, masters)
 
     def _import_optimizer(self, state: OptimizerState) -> Optimizer:
-        dtype = "float64" if self.dtype == "float64" else "float32"
-        held = ([from_numpy(w, self.device, dtype) for w in five or ()] for five in (state.first, state.second, state.masters))
+        held = (
+            [from_numpy(w, self.device, self.wide) for w in five or ()] for five in (state.first, state.second, state.masters)
+        )
         native = self._optimizer(state.settings)
         native.restore(state.step, *held)
         return native
@@ -178,7 +190,7 @@ class TorchBackend(Backend):
 
     name = "torch"
     kernel: ClassVar[Kernel | None] = None  # the default
-    capabilities = Capabilities(dtypes=DTYPES, verbs=VERBS)
+    capabilities = Capabilities(dtypes=DTYPES, verbs=VERBS, shares=KINDS)
 
     def version(self) -> str:
         return f"torch {torch.__version__}"
@@ -191,6 +203,22 @@ class TorchBackend(Backend):
         if device.startswith("cuda"):
             return int(torch.cuda.get_device_properties(device).total_memory)
         return int(torch.mps.recommended_max_memory()) if device == "mps" else super().memory(device)
+
+    def team(self) -> Team:
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:  # as torchrun sets it
+            return Team()
+        from bdh_torch.parallel import TorchTeam  # a program of one process need not wait for what many take
+
+        return TorchTeam()
+
+    def _load_spread(
+        self, params: Params, config: BDHConfig, spread: Spread, *, device: str, dtype: str, phase: Phase
+    ) -> Model:
+        from bdh_torch.parallel import SpreadModel
+
+        if device == "cuda":
+            device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        return SpreadModel(params, config, spread, device=device, dtype=dtype, phase=phase)
 
     def _load(self, params: Params, config: BDHConfig, *, device: str, dtype: str, phase: Phase) -> Model:
         if device == "mps" and dtype == "float64":
@@ -208,6 +236,15 @@ class PlainTorchBackend(TorchBackend):
     """The same with the plain kernel at every size."""
 
     kernel = "plain"
+
+
+def filled(empty: Callable[[], BDH], params: Params, device: str, dtype: str) -> BDH:
+    """A module with these weights."""
+    with torch.device("meta"):  # no weights to draw: they are given
+        module = empty().eval()
+    weights = {name: from_numpy(weight, device, dtype) for name, weight in zip(NAMES, params, strict=True)}
+    module.load_state_dict({**weights, "attn.freqs": stored(module.attn.table).to(device)}, assign=True)
+    return module
 
 
 def from_numpy(value: Array, device: str, dtype: str) -> Tensor:

@@ -50,7 +50,19 @@ def layer(
     drop: Callable[[Tensor], Tensor],
     note: Note = unnoted,
 ) -> Tensor:
-    """Run one layer on x (B, T, D): the next x.
+    """Run one layer on x (B, T, D): the next x."""
+    return residual(x, gated(x, weights, rotations, attend, drop, note), note)
+
+
+def gated(
+    x: Tensor,
+    weights: Weights,
+    rotations: Tensor,
+    attend: Attend,
+    drop: Callable[[Tensor], Tensor],
+    note: Note = unnoted,
+) -> Tensor:
+    """x (B, T, D) to what the decoder returns, (B, T, D): all of a layer but its last two norms.
 
     ``rotations`` are those of the tokens' positions, (T, N/2, 2), or (B, T, N/2, 2) where texts differ in them; with N for N/2
     where neurons turn each by itself. ``attend`` says what the tokens see beside one another, and keeps what later ones will
@@ -67,8 +79,7 @@ def layer(
     y_sparse = note("y_sparse", torch.bmm(yKV, weights.encoder_v).relu_())  # h B*T N  R7
     xy_sparse = note("xy_sparse", drop(multiply(y_sparse, x_sparse)))  # h B*T N  R7, R8
     # The product of merged heads is the sum of the heads' own products.
-    decoded = note("decoded", torch.bmm(xy_sparse, weights.decoder.view(nh, N, D)).sum(0).view(B, T, D))  # R9
-    return residual(x, decoded, note)
+    return note("decoded", torch.bmm(xy_sparse, weights.decoder.view(nh, N, D)).sum(0).view(B, T, D))  # R9
 
 
 def residual(x: Tensor, decoded: Tensor, note: Note = unnoted) -> Tensor:

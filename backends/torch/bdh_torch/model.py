@@ -22,7 +22,7 @@ from bdh_spec.sampling import Sampling, check_length, sample, uniform
 from bdh_torch import forms, streamed
 from bdh_torch.attention import Note, attend, unnoted, without_padding, write
 from bdh_torch.forms import Attention, Kernel
-from bdh_torch.layer import Weights, layer, layer_norm, residual, wide
+from bdh_torch.layer import Attend, Weights, layer, layer_norm, residual, wide
 from bdh_torch.rope import Rotary, check_frequencies, relative
 
 
@@ -90,7 +90,7 @@ class BDH(nn.Module):
         x, rotations = self._start(idx, self._from_first_token(idx, kept))
         note("embed", x)
         for _ in range(self.config.n_layer):
-            x = layer(x, self.weights, rotations, read, self.drop, note)
+            x = self._layer(x, rotations, read, note)
         return note("logits", x @ self.lm_head)  # B T V  R11
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -162,6 +162,9 @@ class BDH(nn.Module):
         x = layer_norm(self.embed(idx))  # B T D
         return x, self.attn(positions, wide(self.encoder.dtype))
 
+    def _layer(self, x: Tensor, rotations: Tensor, attend: Attend, note: Note = unnoted) -> Tensor:
+        return layer(x, self.weights, rotations, attend, self.drop, note)
+
     def _from_first_token(self, idx: Tensor, kept: Tensor | None) -> Tensor:
         """The positions of a text (T), or (B, T) where padding is before the texts and an offset is no matter of naming."""
         if kept is None or self.attn.in_pairs:
@@ -212,7 +215,7 @@ class BDH(nn.Module):
             return attention
 
         for _ in state.layers:
-            x = layer(x, self.weights, rotations, attend_and_write, self.drop)
+            x = self._layer(x, rotations, attend_and_write)
         return x @ self.lm_head, RecurrentState(state.position + idx.shape[1], tuple(memories))
 
 

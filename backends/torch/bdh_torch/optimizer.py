@@ -33,7 +33,8 @@ class Optimizer:
         """Move the weights along slopes at least as wide as float32, which are overwritten."""
         self._find_masters()
         moved, along = (moving(Params(*five), self.settings) for five in (self.masters, slopes))
-        clip(along, self.settings.clip)
+        if self.settings.clip is not None and along:
+            clip(along, self.norm(along), self.settings.clip)
         for weight, slope in zip(moved, along, strict=True):
             weight.grad = slope
         self.adam.param_groups[0]["lr"] = rate
@@ -43,6 +44,10 @@ class Optimizer:
         for weight, master in zip(self.weights, self.masters, strict=True):
             if self.is_narrow:
                 weight.copy_(master)
+
+    def norm(self, slopes: Sequence[Tensor]) -> float:
+        """Their common 2-norm."""
+        return float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(slope) for slope in slopes])))
 
     def export(self) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor] | None]:
         """The means of slopes and of their squares, and the weights before rounding where there are such."""
@@ -78,14 +83,11 @@ def add(total: list[Tensor] | None, slopes: Sequence[Tensor], share: float) -> l
     return [t.add_(slope, alpha=share) for t, slope in zip(total, widened, strict=True)]
 
 
-def clip(slopes: Sequence[Tensor], largest: float | None) -> None:
+def clip(slopes: Sequence[Tensor], norm: float, largest: float) -> None:
     """Scale slopes in place so that their common 2-norm is at most ``largest``.
 
     PyTorch's own ``clip_grad_norm_`` adds 1e-6 to the norm.
     """
-    if largest is None or not slopes:
-        return
-    norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(slope) for slope in slopes])))
     if norm > largest:
         for slope in slopes:
             slope.mul_(largest / norm)

@@ -1,0 +1,63 @@
+"""Where weights lie: on a device, or on a mesh of them, along which texts, neurons and weights are shared.
+
+The functions of ``model`` and ``training`` stay as they are: given arrays that lie on a mesh, the compiler splits the work, and
+sums where parts meet.
+"""
+
+from __future__ import annotations
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from bdh_spec.errors import CapabilityError
+from bdh_spec.params import Params
+from bdh_spec.spread import Spread
+
+PLATFORMS = ("cuda", "rocm", "tpu", "cpu")  # JAX's own names, the best first
+DATA, NEURONS = "data", "neurons"  # the axes of a mesh
+
+
+def devices_of(platform: str) -> list[jax.Device]:
+    """The devices of one platform, none if JAX has no such platform here."""
+    try:
+        return jax.devices(platform)
+    except RuntimeError:
+        return []
+
+
+def find_device(name: str) -> jax.Device:
+    """The device of a name such as ``cpu`` or ``cuda:1``."""
+    platform, _, number = name.partition(":")
+    found = {str(device.id): device for device in devices_of(platform)}
+    if (number or "0") not in found:
+        raise CapabilityError(f"the jax port has no device {name!r} here: {platform} has numbers {', '.join(found)}")
+    return found[number or "0"]
+
+
+def mesh(device: str, spread: Spread) -> Mesh:
+    """The first devices of a platform, as many as share a model."""
+    platform, found = device.split(":")[0], devices_of(device.split(":")[0])
+    if len(found) < spread.size:
+        makes_more = "; XLA_FLAGS=--xla_force_host_platform_device_count makes more of a CPU" if platform == "cpu" else ""
+        raise CapabilityError(f"{platform} has {len(found)} devices here for a model that {spread.size} share{makes_more}")
+    # The compiler places the sums: by default a product over an axis that is shared would be an error.
+    axes = (AxisType.Auto, AxisType.Auto)
+    return jax.make_mesh((spread.data, spread.neurons), (DATA, NEURONS), axis_types=axes, devices=found[: spread.size])
+
+
+def shardings(mesh: Mesh, spread: Spread) -> Params:
+    """Where each weight and its moments lie: cut by neurons and, where weights are shared, by width."""
+    width = DATA if spread.shares_weights else None
+    axes = Params(
+        embed=(None, width),  # V D
+        encoder=(None, width, NEURONS),  # h D N
+        encoder_v=(None, width, NEURONS),  # h D N
+        decoder=(NEURONS, width),  # h*N D
+        lm_head=(width, None),  # D V
+    )
+    return Params(*(lying(mesh, *each) for each in axes))
+
+
+def lying(mesh: Mesh, *axes: str | None) -> NamedSharding:
+    """How an array lies on a mesh, whose axes are cut by these of the mesh; all of it everywhere by none."""
+    return NamedSharding(mesh, PartitionSpec(*axes))  # type: ignore[no-untyped-call]  # JAX leaves it untyped

@@ -1,0 +1,138 @@
+"""Training shared by several processes or devices is the training of one, within rounding."""
+
+import os
+import socket
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import bdh_spec
+from bdh_conformance import Expectation, assert_agrees
+from bdh_conformance.yardstick.tolerances import FLOAT64
+from bdh_spec import AdamW, BDHConfig, BDHError, Spread
+from bdh_spec.params import Array
+
+sys.path.insert(0, str(Path(__file__).parent))
+from steps_on_many import batches, config, params, trained
+
+SCRIPT, BIN = Path(__file__).parent / "steps_on_many.py", Path(sys.executable).parent
+ALONE = Spread(1, 1)
+TWO = [
+    ("torch", Spread(data=2)),
+    ("torch", Spread(neurons=2)),
+    ("torch", Spread(data=2, shares_weights=True)),
+    ("jax", Spread(data=2)),
+    ("jax", Spread(neurons=2)),
+    ("mlx", Spread(data=2)),
+]
+FOUR = [
+    ("torch", Spread(data=4)),
+    ("torch", Spread(neurons=4)),
+    ("torch", Spread(data=2, neurons=2)),
+    ("torch", Spread(data=2, neurons=2, shares_weights=True)),
+    ("jax", Spread(data=2, neurons=2)),
+    ("jax", Spread(data=2, neurons=2, shares_weights=True)),
+    ("mlx", Spread(data=4)),
+]
+ALL = [*TWO, *(pytest.param(*each, marks=pytest.mark.thorough) for each in FOUR)]
+DROPPED = [("torch", Spread(data=2)), ("torch", Spread(data=2, shares_weights=True)), ("mlx", Spread(data=2))]
+
+
+def launched(port: str, spread: Spread, *words: object) -> subprocess.CompletedProcess[str]:
+    """Run the script of this test by the port's own launcher."""
+    kinds = "shares" if spread.shares_weights else "-"
+    script = [str(SCRIPT), port, "float64", str(spread.data), str(spread.neurons), kinds, *map(str, words)]
+    command = {
+        "torch": [str(BIN / "torchrun"), "--standalone", "--nproc-per-node", str(spread.size), *script],
+        "mlx": [str(BIN / "mlx.launch"), "-n", str(spread.size), *ring(), "--", sys.executable, *script],
+        "jax": [sys.executable, *script],
+    }[port]
+    devices = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={spread.size}"} if port == "jax" else {}
+    return subprocess.run(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"} | devices, capture_output=True, text=True, check=False, timeout=600
+    )
+
+
+def ring() -> list[str]:
+    """Free ports for MLX's ring, which takes one after the other from the first."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return ["--backend", "ring", "--starting-port", str(min(free.getsockname()[1], 65000)), "--env", "OMP_NUM_THREADS=1"]
+
+
+@cache
+def alone(port: str, dropout: float, parts: int) -> dict[str, Array]:
+    """The same steps in this process."""
+    model = bdh_spec.get_backend(port).load(params(), config(dropout), device="cpu", dtype="float64")
+    return trained(model, parts)
+
+
+def assert_all_are(found: Path, port: str, spread: Spread, wanted: dict[str, Array]) -> None:
+    """Every process has what one process has that is alone."""
+    allowed = {name: Expectation(value.ravel(), FLOAT64, FLOAT64) for name, value in wanted.items()}
+    files = sorted(found.glob("*.npz"))
+    assert len(files) == (1 if port == "jax" else spread.size)
+    for file in files:
+        assert_agrees(port, {name: value.ravel() for name, value in np.load(file).items()}, allowed)
+
+
+@pytest.mark.parametrize(("port", "spread"), ALL)
+def test_three_steps_are_those_of_the_specification(port: str, spread: Spread, tmp_path: Path) -> None:
+    done = launched(port, spread, 0.0, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_all_are(tmp_path, port, spread, alone("numpy", 0.0, 1))
+
+
+@pytest.mark.parametrize(("port", "spread"), DROPPED)
+def test_r8_processes_drop_as_one_does_that_reads_their_texts_as_batches(port: str, spread: Spread, tmp_path: Path) -> None:
+    done = launched(port, spread, 0.4, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_all_are(tmp_path, port, spread, alone(port, 0.4, spread.data))
+
+
+def test_r8_devices_drop_as_one_does(tmp_path: Path) -> None:
+    spread = Spread(data=2)
+    done = launched("jax", spread, 0.4, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_all_are(tmp_path, "jax", spread, alone("jax", 0.4, 1))
+
+
+REFUSED: dict[str, tuple[str, Spread, dict[str, Any], str]] = {
+    "a port that shares nothing": ("numpy", Spread(data=2), {}, "the numpy port does not share data: it shares nothing"),
+    "neurons on a port that shares texts": (
+        "mlx",
+        Spread(neurons=2),
+        {},
+        "the mlx port does not share neurons: it shares data",
+    ),
+    "neurons that make no equal parts": ("torch", Spread(neurons=3), {}, "do not make 3 equal parts of whole pairs"),
+    "neurons that make no pairs": ("jax", Spread(neurons=2), {"n_head": 32}, "do not make 2 equal parts of whole pairs"),
+    "a width that does not divide": ("torch", Spread(data=3, shares_weights=True), {}, "weights 8 wide do not divide among 3"),
+    "processes that are not there": ("torch", Spread(data=2), {}, "1 processes for a model that 2 share: torchrun"),
+    "processes that MLX has not": ("mlx", Spread(data=2), {}, "1 processes for a model that 2 share: mlx.launch"),
+    "devices that are not there": ("jax", Spread(data=2), {}, "cpu has 1 devices here for a model that 2 share; XLA_FLAGS"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_shared_is_refused_in_a_sentence(case: str) -> None:
+    port, spread, sizes, sentence = REFUSED[case]
+    configured = BDHConfig(**(config(0.0).as_dict() | sizes))
+    weights = bdh_spec.init(configured, np.random.default_rng(0))
+    with pytest.raises(BDHError, match=sentence):
+        bdh_spec.get_backend(port).load(weights, configured, device="cpu", spread=spread)
+
+
+def test_a_spread_of_one_is_the_model_itself() -> None:
+    with pytest.raises(BDHError, match="data 0"):
+        Spread(data=0)
+    assert bdh_spec.get_backend("jax").team().is_first
+    model = bdh_spec.get_backend("jax").load(params(), config(0.0), device="cpu", dtype="float64", spread=ALONE)
+    for tokens, targets in batches(0):
+        loss = model.train_step(model.optimizer(AdamW(learning_rate=0.0)), tokens, targets)
+        assert loss == pytest.approx(model.loss(tokens, targets), rel=FLOAT64)
