@@ -97,7 +97,7 @@ class BDHLayer(GradientCheckpointingLayer):
 
 def _is_state(past_key_values: Cache) -> bool:
     """Whether a cache has states: one of rows may have no layers yet."""
-    return all(isinstance(layer, BDHStateLayer) for layer in past_key_values.layers or [None])
+    return all(isinstance(each, BDHStateLayer) for each in past_key_values.layers or [None])
 
 
 class BDHRotaryEmbedding(nn.Module):
@@ -229,7 +229,7 @@ class BDHModel(BDHPreTrainedModel):
     def _streamed(self, x: Tensor, weights: Weights, position_ids: Tensor, past_key_values: Cache | None) -> Streamed | None:
         """Rotations for the streamed kernel, if it is to read: it wants all texts at the same positions, in turn."""
         layers = cast("list[BDHLayer]", self.layers[: self.config.num_hidden_layers])
-        if not all(layer.streams(x, weights, self.kernel, past_key_values) for layer in layers):
+        if not all(each.streams(x, weights, self.kernel, past_key_values) for each in layers):
             return None
         T, start = x.shape[1], position_ids.flatten()[0]
         if (position_ids != start + torch.arange(T, device=start.device)).any():
