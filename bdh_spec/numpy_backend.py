@@ -14,11 +14,9 @@ from bdh_spec.model import RecurrentState
 from bdh_spec.optimizer import AdamW, Moments, OptimizerState, begin, dropout_seed, update
 from bdh_spec.params import Array, Params, cast
 from bdh_spec.protocol import VERBS, Backend, Batch, Capabilities, Model
-from bdh_spec.rope import Phase, rotation
+from bdh_spec.rope import Phase
 
-CHUNK = 256  # tokens read at once on top of a state: more and the scores (T, T) of a long text would outgrow memory
-WHOLE = 768  # the longest text that is read by its scores alone, which cost less than a state up to about here
-ROWS = 256  # neurons whose share of a state is written at once, while it is near the core
+CHUNK = 256  # tokens read at once: more and the scores (T, T) of a long prompt would outgrow memory
 
 
 class NumpyModel(Model):
@@ -32,18 +30,7 @@ class NumpyModel(Model):
         return Params(*(weight.copy() for weight in self._params))
 
     def _forward(self, tokens: Array) -> Array:
-        if tokens.shape[1] > WHOLE:
-            return self._advance(self._init_state(len(tokens)), 0, tokens, donate=True)[0]
-        return model.readout(self._last(tokens), self._params)
-
-    def _last(self, tokens: Array) -> Array:
-        """What the last layer makes of a text in the parallel form, (B, T, D), of which no stage is kept."""
-        table = model.frequencies_of(self.config)
-        cos, sin = rotation(0, tokens.shape[1], table, self.dtype, self.phase)
-        x = model.embed(tokens, self._params)
-        for _ in range(self.config.n_layer):
-            x = model.layer(x, self._params, cos, sin).x
-        return x
+        return model.forward(tokens, self._params, self.config, phase=self.phase)
 
     def _forward_padded(self, tokens: Array, lengths: Array) -> Array:
         logits = np.zeros((*tokens.shape, self.config.vocab_size), self.dtype)
@@ -55,21 +42,12 @@ class NumpyModel(Model):
         return model.init_state(batch, self.config, np.dtype(self.dtype))
 
     def _advance(self, native: Any, position: int, tokens: Array, donate: bool) -> tuple[Array, Any]:
-        logits, memories = [], native.layers if donate else tuple(memory.copy() for memory in native.layers)
+        logits = []
         for start in range(0, tokens.shape[1], CHUNK):
-            logits.append(self._read_on(memories, position + start, tokens[:, start : start + CHUNK]))
-        return np.concatenate(logits, axis=1), RecurrentState(position + tokens.shape[1], memories)
-
-    def _read_on(self, memories: tuple[Array, ...], position: int, tokens: Array) -> Array:
-        """``model.advance`` with states that are written in place: the logits."""
-        table = model.frequencies_of(self.config)
-        cos, sin = rotation(position, tokens.shape[1], table, self.dtype, self.phase)
-        x = model.embed(tokens, self._params)
-        for memory in memories:
-            stages = model.layer(x, self._params, cos, sin, memory)
-            remember(memory, stages.rotated, x)
-            x = stages.x
-        return model.readout(x, self._params)
+            chunk = tokens[:, start : start + CHUNK]
+            part, native = model.advance(native, chunk, self._params, self.config, phase=self.phase)
+            logits.append(part)
+        return np.concatenate(logits, axis=1), native
 
     def _loss(self, tokens: Array, targets: Array) -> float:
         return model.loss(self._forward(tokens), targets)
@@ -111,13 +89,6 @@ class NumpyModel(Model):
     def _import_optimizer(self, state: OptimizerState) -> Moments:
         first, second = ([m.astype(self.dtype) for m in held] for held in (state.first, state.second))
         return Moments(state.settings, first, second, state.step)
-
-
-def remember(memory: Array, rotated: Array, x: Array) -> None:
-    """``model.write`` in place, some neurons at once."""
-    for first in range(0, memory.shape[2], ROWS):
-        part = slice(first, first + ROWS)
-        memory[:, :, part] += rotated[..., part].swapaxes(-1, -2) @ x[:, None]  # B h N D
 
 
 class NumpyBackend(Backend):

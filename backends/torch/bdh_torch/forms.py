@@ -43,6 +43,16 @@ def is_read_whole(T: int) -> bool:
     return (WHOLE_WITH_GRADIENTS if torch.is_grad_enabled() else WHOLE) >= T
 
 
+def plain_chunk(T: int, *, is_whole: bool) -> int:
+    """How many tokens of a text the plain kernel reads by their scores."""
+    return T if is_whole else CHUNK
+
+
+def is_one_table(T: int) -> bool:
+    """Whether rotations of as many positions are worked out once, for all layers."""
+    return T <= WHOLE_WITH_GRADIENTS
+
+
 def chunk(T: int, attention: Attention | None, weight: Tensor) -> int:
     """How many tokens of a text the streamed kernel reads by their scores."""
     device = weight.device.type

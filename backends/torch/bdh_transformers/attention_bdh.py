@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from bdh_torch import forms
 from bdh_torch.attention import attend, without_padding
+from bdh_torch.forms import is_read_whole, plain_chunk
 from bdh_transformers.cache_bdh import BDHStateLayer
 
 
@@ -30,9 +30,9 @@ class BDHRecurrentAttention:
         self.memory: Any = None
         if past_key_values is not None:
             self.memory = past_key_values.layers[layer_idx]
-        elif not forms.is_read_whole(T):
+        elif not is_read_whole(T):
             self.memory = BDHStateLayer(n_head)
-        self.chunk = T if self.memory is None else forms.CHUNK
+        self.chunk = plain_chunk(T, is_whole=self.memory is None)
 
     def __call__(self, rotated: Tensor, v: Tensor, kept: Tensor | None = None) -> Tensor:
         """Rotated neurons (h*B, T, N) and values (h*B, T, D) to attention (h*B, T, D); ``kept`` (B, T) is 0 at padding."""
@@ -55,10 +55,8 @@ class BDHParallelAttention:
         self, n_head: int, layer_idx: int, T: int, past_key_values: Cache | None = None, output_attentions: bool = False
     ) -> None:
         self.n_head, self.layer_idx, self.past_key_values, self.shows = n_head, layer_idx, past_key_values, output_attentions
-        self.memory = (
-            remembered(n_head, past_key_values, layer_idx) if not forms.is_read_whole(T) and not output_attentions else None
-        )
-        self.chunk = T if self.memory is None else forms.CHUNK
+        self.memory = remembered(n_head, past_key_values, layer_idx) if not is_read_whole(T) and not output_attentions else None
+        self.chunk = plain_chunk(T, is_whole=self.memory is None)
         self.unkept: list[tuple[Tensor, Tensor]] = []  # rows of a long text that the cache is still to be given
 
     def __call__(self, rotated: Tensor, v: Tensor, kept: Tensor | None = None) -> Tensor:

@@ -22,8 +22,8 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from bdh_torch import forms
-from bdh_torch.forms import Kernel
+from bdh_torch.forms import Kernel, is_one_table, streams
+from bdh_torch.forms import chunk as streamed_chunk
 from bdh_torch.layer import Weights, layer, layer_norm, residual, wide
 from bdh_torch.rope import Rotations as Streamed
 from bdh_torch.rope import fixed_point, relative, rotation
@@ -79,7 +79,7 @@ class BDHLayer(GradientCheckpointingLayer):
         """Whether this layer reads by the streamed kernel, which keeps no rows, and writes to a state in place."""
         if past_key_values is not None and (torch.is_grad_enabled() or not _is_state(past_key_values)):
             return False
-        return forms.streams(kernel, x, weights, self.drop)
+        return streams(kernel, x, weights, self.drop)
 
     def _stream(
         self, x: Tensor, weights: Weights, rotations: Streamed, mask: Tensor | None, past_key_values: Cache | None
@@ -234,11 +234,11 @@ class BDHModel(BDHPreTrainedModel):
         T, start = x.shape[1], position_ids.flatten()[0]
         if (position_ids != start + torch.arange(T, device=start.device)).any():
             return None
-        return relative(start, T, forms.chunk(T, None, weights.encoder), self.rotary.fixed, wide(x.dtype), "exact")
+        return relative(start, T, streamed_chunk(T, None, weights.encoder), self.rotary.fixed, wide(x.dtype), "exact")
 
     def _rotations(self, position_ids: Tensor, dtype: torch.dtype) -> Rotations:
         """Those of a short text are worked out once for all layers; those of a long one in each, and never kept."""
-        if position_ids.shape[-1] <= forms.WHOLE_WITH_GRADIENTS:
+        if is_one_table(position_ids.shape[-1]):
             table = self.rotary(position_ids, dtype)  # T N/2 2, or B T N/2 2
             return lambda start, stop: table[..., start:stop, :, :]
         return lambda start, stop: self.rotary(position_ids[..., start:stop], dtype)
