@@ -97,7 +97,7 @@ def of_safetensors() -> Iterator[tuple[str, Made]]:
     yield "100 axes", {"m": whole(encoder=WEIGHTS["encoder"].reshape(*[1] * 60, 2, 8, 16))} | CONFIG
     yield "a name of 1 MB", {"m": whole(**{"x" * 1_000_000: np.zeros(3, np.float32)})} | CONFIG
     yield "a name that moves the cursor", {"m": whole(**{"\x1b[2J\x1b[31m\u202e": np.zeros(3, np.float32)})} | CONFIG
-    yield "20,000 tensors", {"m": whole(**{f"t{i}": np.zeros(0, np.float32) for i in range(20_000)})} | CONFIG
+    yield "10,000 tensors", {"m": whole(**{f"t{i}": np.zeros(0, np.float32) for i in range(10_000)})} | CONFIG
     yield "no axes", {"m": whole(embed=np.float32(1))} | CONFIG
     yield "an embedding of no axes", {"m": whole(**{"embed.weight": np.zeros((), np.float32)})} | CONFIG
     yield "no values", {"m": whole(encoder=np.zeros((0, 8, 16), np.float32))} | CONFIG
