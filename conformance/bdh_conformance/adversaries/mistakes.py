@@ -191,6 +191,11 @@ R4 = [
         "return v * cos + np.concatenate((-v[..., v.shape[-1] // 2 :], v[..., : v.shape[-1] // 2]), -1) * sin",
         "pairs are halves apart while the frequencies are those of neighbours",
     ),
+    ROPE(
+        "swap_in_halves",
+        "return v * cos + np.concatenate((-v[..., 1::2], v[..., ::2]), -1) * sin",
+        "swapped neighbours are laid in halves beside one another and not in turns",
+    ),
     ROPE("rotation_backwards", "return v * cos - swap(v) * sin", "the rotation turns backwards"),
     PAIR("frequencies_not_paired", "np.arange(n_neurons)", "the two neurons of a pair have different frequencies"),
     PAIR("frequencies_halved_exponent", "(np.arange(n_neurons) // 2)", "the frequency's exponent counts pairs and not neurons"),
