@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 
@@ -63,5 +64,7 @@ full = get_model_state_dict(sharded, options=StateDictOptions(full_state_dict=Tr
 for name in ("full.pt", "whole-full.pt", "whole-pieces.pt"):
     save(name, full)
 
-distributed.barrier()
+distributed.barrier()  # a process that ends while the other still talks to it may abort
+del plain, zero, sharded, optimizer, spread
+gc.collect()  # nothing that was distributed outlives its group
 distributed.destroy_process_group()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -41,6 +42,8 @@ def main(wrapper: str, file: Path) -> None:
     weights = stepped(wrapper, distributed.get_rank(), distributed.get_world_size())
     if distributed.get_rank() == 0:
         torch.save(weights, file)
+    distributed.barrier()  # a process that ends while the other still talks to it may abort
+    gc.collect()  # nothing that was distributed outlives its group
     distributed.destroy_process_group()
 
 

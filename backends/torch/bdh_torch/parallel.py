@@ -9,6 +9,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -53,12 +55,20 @@ CUTS = Params(
 )
 
 
+def leave() -> None:
+    """Take leave of the other processes: threads that a group still has when Python ends abort it."""
+    gc.collect()
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 class TorchTeam(Team):
     """The processes that torchrun started."""
 
     def __init__(self) -> None:
         if not distributed.is_initialized():
             distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+            atexit.register(leave)
         self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
 
     def any(self, wish: bool) -> bool:
