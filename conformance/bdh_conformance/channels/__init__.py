@@ -321,6 +321,7 @@ CHANNELS = {
             kinked=meets_kinks,
             min_time=2,
             reference=frequencies_reference,
+            both_ways=True,
             shapes=(POOL[4],),
             sizes=("beyond_a_thousand",),
             cost=12,

@@ -51,6 +51,7 @@ class Channel:
     special: tuple[Case, ...] = ()  # where else some mistakes hide
     only: tuple[Case, ...] = ()  # instead of structured cases, where just these will do
     only_compiled: tuple[Case, ...] = ()  # fewer of them, for a port that compiles each in seconds
+    both_ways: bool = False  # a port may read a text through a state, though the verbs do not say so
     kinked: Callable[[Case], bool] = lambda case: False  # whether it shows that float32 rounding flips a relu
     partial: bool = False  # asks for more than its verbs where a port claims more
     cost: int = 1  # how many times dearer a case is than one of logits
@@ -66,7 +67,7 @@ class Channel:
     def expected(self, case: Case, dtype: str, phase: Phase = "exact") -> dict[str, Expectation]:
         """What a port of this dtype must compute, for the channels that have no judge of their own."""
         compute = self.reference or self.observe
-        readers = (Specification, Stepwise) if "advance" in self.verbs else (Specification,)
+        readers = (Specification, Stepwise) if "advance" in self.verbs or self.both_ways else (Specification,)
         return expect_of(readers, compute, case, dtype, phase, kinked=dtype == "float32" and self.kinked(case))
 
     def compare(self, observed: Observed, case: Case, dtype: str, phase: Phase = "exact") -> list[Comparison]:
