@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from pathlib import Path
 
@@ -68,3 +69,4 @@ distributed.barrier()  # a process that ends while the other still talks to it m
 del plain, zero, sharded, optimizer, spread
 gc.collect()  # nothing that was distributed outlives its group
 distributed.destroy_process_group()
+os._exit(0)  # all is written: PyTorch's own threads now and then abort a process that takes its time to end

@@ -45,6 +45,7 @@ def main(wrapper: str, file: Path) -> None:
     distributed.barrier()  # a process that ends while the other still talks to it may abort
     gc.collect()  # nothing that was distributed outlives its group
     distributed.destroy_process_group()
+    os._exit(0)  # all is written: PyTorch's own threads now and then abort a process that takes its time to end
 
 
 if __name__ == "__main__" and "RANK" in os.environ:

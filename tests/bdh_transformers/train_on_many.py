@@ -4,6 +4,7 @@ torchrun --nproc_per_node 2 train_on_many.py FOLDER
 """
 
 import gc
+import os
 import sys
 from pathlib import Path
 
@@ -32,6 +33,7 @@ def main(folder: str) -> None:
     dist.barrier()  # a process that ends while the other still talks to it may abort
     gc.collect()  # nothing that was distributed outlives its group
     dist.destroy_process_group()
+    os._exit(0)  # all is written: PyTorch's own threads now and then abort a process that takes its time to end
 
 
 def model() -> BDHForCausalLM:
