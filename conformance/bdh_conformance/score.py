@@ -100,7 +100,7 @@ def hostile_caught(name: str) -> bool:
 def legal_accused(channel: str) -> list[str]:
     """The legal variants that fail a channel: one after another, because what is expected of them is the same.
 
-    In their first dtype, float32: of the others the tolerances are as wide, and take twice the time.
+    In float32 alone, whose tolerances are the closest to what rounding does: all dtypes would take twice the time.
     """
     return [name for name, legal in LEGAL.items() if first_failure(legal.backend(), channel, DTYPES[:1])]
 

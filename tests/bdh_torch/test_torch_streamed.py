@@ -161,7 +161,7 @@ def test_every_form_by_its_name_computes_the_same(kernel: Kernel, attention: Att
 
 def test_a_form_that_nobody_knows_is_refused() -> None:
     with pytest.raises(ConfigError, match="no form is named 'flash': there are plain, streamed"):
-        BDH(BDHConfig(), kernel="flash")  # type: ignore[arg-type]
+        BDH(BDHConfig(), kernel="flash")  # type: ignore[arg-type]  # it is no kernel
 
 
 def test_autocast_streams_in_its_own_dtype() -> None:

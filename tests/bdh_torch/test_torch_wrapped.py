@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from bdh_conformance import assert_agrees
+from bdh_conformance.yardstick.tolerances import FLOAT64, Expectation
+
 sys.path.insert(0, str(Path(__file__).parent))
 from wrapped_on_many import stepped
 
@@ -23,5 +26,5 @@ def test_a_wrapped_model_learns_as_alone(wrapper: str, processes: int, tmp_path:
     )
     assert done.returncode == 0, done.stderr
     together = torch.load(tmp_path / "weights.pt")
-    for name, weight in stepped("", 0, 1).items():
-        torch.testing.assert_close(together[name], weight, rtol=1e-10, atol=1e-12)
+    alone = {name: Expectation(weight.numpy(), FLOAT64, FLOAT64) for name, weight in stepped("", 0, 1).items()}
+    assert_agrees(wrapper, {name: together[name].numpy() for name in alone}, alone)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -49,9 +50,9 @@ def both(load: Load, form: str, request: pytest.FixtureRequest, monkeypatch: pyt
     monkeypatch.setattr(forms, "STREAMED_WITH_GRADIENTS", 0)
     made, gated = Both(load(CASE, form), load(CASE, form)), modeling_bdh.gated
 
-    def counted(*args: object, **options: object) -> Tensor:
+    def counted(*args: Any, **options: Any) -> Tensor:
         made.count += 1
-        return gated(*args, **options)  # type: ignore[arg-type]
+        return gated(*args, **options)
 
     monkeypatch.setattr(modeling_bdh, "gated", counted)
     return made

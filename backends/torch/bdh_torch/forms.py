@@ -1,4 +1,4 @@
-"""Which of several forms that compute the same reads a text: all thresholds in one place, each from a measurement.
+"""Which of several forms that compute the same reads a text: thresholds in one place, measured but where it says otherwise.
 
 ``kernel``: plain is the form to read beside the specification, streamed the one that never holds all neurons. None chooses by
 the size of what the plain one would hold; where the streamed one cannot read, the plain one does whatever was chosen.
@@ -24,7 +24,7 @@ CHUNK = 256  # tokens read at once on top of a state
 # The longest text that is read at once, without a state, by the plain kernel: its scores (T, T) cost less than states up to
 # about here, measured on a CPU at the default size. With gradients every chunk's state is kept, which moves the crossing.
 WHOLE, WHOLE_WITH_GRADIENTS = 512, 1024
-# The same by the streamed kernel, which leaves out what is above the diagonal.
+# The same by the streamed kernel, which leaves out what is above the diagonal; of narrow types counted, and not measured.
 WHOLE_STREAMED, WHOLE_STREAMED_NARROW = 1024, 4096
 # Bytes of all neurons of the tokens at hand, (h, B*T, N), from which on streaming them is the faster on a CPU, in turns with
 # the plain kernel in D 64, 128 and 256. Gradients compute what they have not kept again, which moves the crossing.

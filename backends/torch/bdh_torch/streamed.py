@@ -278,7 +278,7 @@ class _Gated(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_decoded: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled():  # as under create_graph: PyTorch's own error for a derivative that is not there
             raise NotImplementedError(
                 "the streamed kernel has first derivatives only: for those of a gradient build the model with kernel='plain'"
             )
