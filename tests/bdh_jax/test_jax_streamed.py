@@ -14,7 +14,7 @@ from bdh_conformance.outcomes import BAD
 from bdh_conformance.plan import TIERS, plan
 from bdh_conformance.runner import Run
 from bdh_conformance.yardstick.cases import Case
-from bdh_conformance.yardstick.tolerances import error
+from bdh_conformance.yardstick.tolerances import FLOAT64, error
 from bdh_jax import forms, forward, training
 from bdh_jax.backend import StreamedJAXBackend
 from bdh_jax.layer import wide
@@ -24,7 +24,6 @@ from bdh_spec import BDHConfig, ConfigError, Frequencies, Params
 from bdh_spec.model import frequencies_of
 from bdh_spec.params import shapes
 
-FLOAT64 = 1e-10
 SMALL = BDHConfig(2, 6, 0.0, 2, 8, 11)
 OWN = Frequencies(np.random.default_rng(0).normal(size=SMALL.n_neurons).astype(np.float32))  # pairs that differ
 LONG = Case(SMALL, 2, 37, seed=3, scale=10)
