@@ -1,5 +1,6 @@
 """The MLX module as its users meet it: the calls they know, laziness, compilation, and the specification in float64."""
 
+import gc
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -230,8 +231,10 @@ def test_decoding_takes_no_more_memory_at_token_80_than_at_token_10() -> None:
     held, active = [module.init_state(1)], []
     for _ in range(80):
         read_on(held, text(b"a"), module.params(), TINY, phase="exact")
+        gc.collect()  # what other tests left behind is no part of this
         active.append(mx.get_active_memory())
-    assert active[79] == active[10]
+    a_row = 4 * TINY.n_layer * TINY.n_embd  # bytes that a cache of rows would grow by at a token, at the least
+    assert max(active[70:]) < min(active[:20]) + 50 * a_row
 
 
 @compiles
