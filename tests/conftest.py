@@ -1,6 +1,11 @@
 """Settings that all tests share."""
 
+import signal
+
 from hypothesis import settings
+
+# A shell lets what it starts in the background ignore Ctrl-C, which programs that the tests start would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples on every run: a red CI must be the change's doing. `--hypothesis-profile=explore` draws new ones.
 settings.register_profile("fixed", derandomize=True, deadline=None)

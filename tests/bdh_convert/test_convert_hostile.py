@@ -410,7 +410,7 @@ for _kind, _made in {
 }.items():
     CORPUS |= {f"{_kind}: {_what}": _files for _what, _files in _made()}
 
-MOST_SECONDS, MOST_BYTES = 1.0, 64 << 20
+MOST_SECONDS, MOST_BYTES = 3.0, 64 << 20
 
 
 def place(files: Made, folder: Path) -> int:
