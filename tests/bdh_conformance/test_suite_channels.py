@@ -90,6 +90,16 @@ def test_what_a_port_does_not_claim_is_not_passed() -> None:
     assert all(check.dtype == "float32" and check.phase == "exact" for check in checks if not check.reason)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_threads_of_a_port_that_has_only_a_narrow_dtype_are_held_to_masters(dtype: str) -> None:
+    """R16: moments in float32. In float16 rounding would leave a negative one, of which there is no root."""
+    threads = CHANNELS["threads"]
+    case = threads.prepare(Case(CONFIGS["three_heads"], 2, 5, seed=0))
+    assert case is not None
+    expected = threads.expected(case, dtype)
+    assert all(np.isfinite(expectation.allowed).all() for expectation in expected.values())
+
+
 # Found by a deep run: read token by token, twenty times as much rounding as read at once, on every port.
 CANCELS = Case.parse("B2 T4 L2 h2 D12 N18 V12 m3 seed=100 scale=20.0 weights=mixed")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache, reduce
+from functools import cache, lru_cache, partial, reduce
 from typing import Literal
 
 import numpy as np
@@ -15,11 +15,11 @@ import numpy as np
 from bdh_conformance.files.vectors import Vector
 from bdh_conformance.yardstick.agreement import Comparison, compare
 from bdh_conformance.yardstick.cases import POOL, Case
-from bdh_conformance.yardstick.reference import Specification, Stepwise
+from bdh_conformance.yardstick.reference import Rounding, Specification, Stepwise
 from bdh_conformance.yardstick.sizes import LONG, Shape
 from bdh_conformance.yardstick.tolerances import NOISE_RUNS, Expectation, expect
 from bdh_spec import BDHConfig, Model, Params
-from bdh_spec.dtypes import DTYPES
+from bdh_spec.dtypes import DTYPES, WIDE
 from bdh_spec.params import Array
 from bdh_spec.rope import Phase
 
@@ -67,7 +67,8 @@ class Channel:
     def expected(self, case: Case, dtype: str, phase: Phase = "exact") -> dict[str, Expectation]:
         """What a port of this dtype must compute, for the channels that have no judge of their own."""
         compute = self.reference or self.observe
-        readers = (Specification, Stepwise) if "advance" in self.verbs or self.both_ways else (Specification,)
+        whole = Specification if dtype in WIDE else rounding(dtype)
+        readers = (whole, Stepwise) if "advance" in self.verbs or self.both_ways else (whole,)
         return expect_of(readers, compute, case, dtype, phase, kinked=dtype == "float32" and self.kinked(case))
 
     def compare(self, observed: Observed, case: Case, dtype: str, phase: Phase = "exact") -> list[Comparison]:
@@ -78,6 +79,12 @@ class Channel:
         if self.partial:
             expected = {name: expectation for name, expectation in expected.items() if name in observed}
         return against(observed, expected)
+
+
+@cache
+def rounding(dtype: str) -> Reader:
+    """The specification over weights of a narrow dtype: training moves what they were before they were rounded (R16)."""
+    return partial(Rounding, held=dtype)
 
 
 def against(observed: Mapping[str, Array], expected: Mapping[str, Expectation]) -> list[Comparison]:

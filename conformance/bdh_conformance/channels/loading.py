@@ -48,7 +48,7 @@ def sibling(model: Model, case: Case, change: Callable[[Params], Params], n_laye
     config, origin = replace(case.config, n_layer=n_layer), ORIGINS.get(model)
     if origin is not None:
         return load_params(origin, change(case.params), replace(case, config=config))
-    return type(model)(change(model.own_params), config, model.phase) if isinstance(model, Specification) else model
+    return model.over(change(model.own_params), config) if isinstance(model, Specification) else model
 
 
 def claims(model: Model, *verbs: str) -> bool:

@@ -33,6 +33,10 @@ class Specification(NumpyModel):
         """The weights, noise included."""
         return self._params
 
+    def over(self, params: Params, config: BDHConfig) -> Specification:
+        """The same over other weights."""
+        return type(self)(params, config, self.phase)
+
     def _init_state(self, batch: int) -> RecurrentState:
         return self._summed(super()._init_state(batch))
 
@@ -75,6 +79,9 @@ class Rounding(Specification):
         super().__init__(params, config, phase)
         self.held = numpy_dtype(held)
         self._params = self._rounded(self._params)
+
+    def over(self, params: Params, config: BDHConfig) -> Specification:
+        return Rounding(params, config, self.phase, held=self.held.name)
 
     def _optimizer(self, settings: AdamW) -> Mastered:
         masters = Params(*map(widened, self._params))

@@ -137,7 +137,8 @@ def usual_error(errors: Array, dtype: str) -> float:
 def allowed(error: Any, dtype: str) -> Any:
     """The largest error that agrees, given the error that rounding to PRECISION makes; any, where that leaves nothing."""
     share, least = (FACTOR[dtype] * FINER, FLOAT64) if dtype == "float64" else (FACTOR[dtype], FLOOR)
-    limit = np.where(np.asarray(error) > CHAOS[dtype], np.inf, np.maximum(share * np.asarray(error), least))
+    within = np.asarray(error) <= CHAOS[dtype]  # NaN is not: rounding may have made anything of such a number
+    limit = np.where(within, np.maximum(share * np.asarray(error), least), np.inf)
     return limit if limit.ndim else float(limit)
 
 
