@@ -1,5 +1,6 @@
 """Settings that all tests share."""
 
+import gc
 import signal
 
 from hypothesis import settings
@@ -11,3 +12,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.register_profile("explore", deadline=None, max_examples=1000)
 settings.load_profile("fixed")
+
+
+def pytest_collection_finish() -> None:
+    """What imports have made stays for good: the collector of garbage need not look through it again and again."""
+    gc.freeze()
