@@ -20,6 +20,7 @@ from bdh_conformance.outcomes import BAD, Result
 from bdh_conformance.plan import TIERS, Tier, plan
 from bdh_conformance.runner import Run
 from bdh_conformance.yardstick import kinks
+from bdh_conformance.yardstick.agreement import compare
 from bdh_conformance.yardstick.cases import CONFIGS, COVERAGE, FREQS, POOL, Case
 from bdh_conformance.yardstick.reference import Specification
 from bdh_conformance.yardstick.tolerances import FLOAT64
@@ -98,6 +99,25 @@ def test_threads_of_a_port_that_has_only_a_narrow_dtype_are_held_to_masters(dtyp
     assert case is not None
     expected = threads.expected(case, dtype)
     assert all(np.isfinite(expectation.allowed).all() for expectation in expected.values())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["logits", "traces", "decode", "gradients"])
+def test_the_first_tolerances_allow_no_more_than_the_whole_ones(name: str, dtype: str) -> None:
+    channel, case = CHANNELS[name], Case(CONFIGS["three_heads"], 2, 5, seed=3)
+    first, whole = (channel.expected(case, dtype, first=it) for it in (True, False))
+    assert list(first) == list(whole)
+    assert all(np.all(first[stage].allowed <= whole[stage].allowed) for stage in whole)
+    assert all(first[stage].allowed_slope <= whole[stage].allowed_slope for stage in whole)
+
+
+def test_what_only_the_whole_tolerance_allows_is_no_mistake() -> None:
+    channel, case = CHANNELS["logits"], Case(CONFIGS["three_heads"], 2, 5, seed=3)
+    first, whole = (channel.expected(case, "float32", first=it)["logits"] for it in (True, False))
+    between = whole.reference * (1 + (first.allowed_slope + whole.allowed_slope) / 2)
+    assert compare("logits", between.astype(np.float32), first).complaint
+    observed = {"logits": between.astype(np.float32)}
+    assert not any(comparison.complaint for comparison in channel.compare(observed, case, "float32"))
 
 
 # Found by a deep run: read token by token, twenty times as much rounding as read at once, on every port.
