@@ -10,17 +10,21 @@ TOOLS := .venv/release-tools
 demo: .venv/.ready
 	@$(BIN)/python examples/demo.py
 
+# What JAX has compiled once it need not compile again, in another process or on another day. The size has it lock the folder.
+JAX_CACHE := JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.venv/jax-cache JAX_COMPILATION_CACHE_MAX_SIZE=2147483648 \
+  JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=0
+
 # One thread per worker: two workers on two cores would otherwise fight over them.
 test: .venv/.ready $(HF_TESTS)/.ready
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -q -m "not thorough"
+	@OMP_NUM_THREADS=1 $(JAX_CACHE) $(BIN)/python -m pytest -n auto --dist worksteal -q -m "not thorough"
 
 # The cases that `make test` leaves out to be done in five minutes.
 test-thorough: .venv/.ready $(HF_TESTS)/.ready
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -q -m thorough
+	@OMP_NUM_THREADS=1 $(JAX_CACHE) $(BIN)/python -m pytest -n auto --dist worksteal -q -m thorough
 
 # The standard tier of the conformance suite on every port, two at a time.
 conform: .venv/.ready
-	@printf '%s\n' jax torch mlx numpy | OMP_NUM_THREADS=1 xargs -P 2 -I '{}' sh -c '$(BIN)/bdh-conform {} --device cpu --quiet || exit 255'
+	@printf '%s\n' jax torch mlx numpy | OMP_NUM_THREADS=1 $(JAX_CACHE) xargs -P 2 -I '{}' sh -c '$(BIN)/bdh-conform {} --device cpu --quiet || exit 255'
 
 conformance-score: .venv/.ready
 	@OMP_NUM_THREADS=1 $(BIN)/python -m bdh_conformance.score
