@@ -1,6 +1,6 @@
 """Three steps of training, alone or on several processes or devices: what each process has in the end, as files in a folder.
 
-python steps_on_many.py PORT DTYPE DATA NEURONS SHARES_WEIGHTS DROPOUT FOLDER, by the port's own launcher
+python steps_on_many.py PORT DTYPE DATA NEURONS SHARES_WEIGHTS FOLDER DROPOUT..., by the port's own launcher
 """
 
 from __future__ import annotations
@@ -64,12 +64,13 @@ def trained(model: Model, parts: int = 1) -> dict[str, Array]:
     }
 
 
-def main(port: str, dtype: str, data: str, neurons: str, shares: str, dropout: str, folder: str) -> None:
+def main(port: str, dtype: str, data: str, neurons: str, shares: str, folder: str, *dropouts: str) -> None:
     backend = bdh_spec.get_backend(port)
     team = backend.team()
     spread = Spread(int(data), int(neurons), shares == "shares")
-    model = backend.load(params(), config(float(dropout)), device="cpu", dtype=dtype, spread=spread)
-    np.savez(Path(folder) / f"{team.rank}.npz", **trained(model))
+    for dropout in dropouts:
+        model = backend.load(params(), config(float(dropout)), device="cpu", dtype=dtype, spread=spread)
+        np.savez(Path(folder) / f"{dropout}-{team.rank}.npz", **trained(model))
     team.wait()
 
 
