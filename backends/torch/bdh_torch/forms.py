@@ -32,10 +32,9 @@ WHOLE_STREAMED, WHOLE_STREAMED_NARROW = 1024, 4096
 # Bytes of all neurons of the tokens at hand, (h, B*T, N), from which on streaming them is the faster on a CPU, in turns with
 # the plain kernel in D 64, 128 and 256. Gradients compute what they have not kept again, which moves the crossing.
 STREAMED, STREAMED_WITH_GRADIENTS = 2**22, 2**26
-# On a GPU, counted and not measured: launches take longer than the work on fewer neurons than these; the product of a chunk's
-# scores costs less than the state, which is twice a weight, up to twice as many tokens as a weight has columns at D = 256 and
-# fills the processors from a thousand tokens on; in float32, products leave so little time to what is done between them that the
-# library's are the faster.
+# On a GPU, counted and not measured. Launches take longer than the work on fewer neurons than these. A token's scores cost less
+# than the state, twice a weight, up to a chunk of 2,048 tokens, and it takes a thousand to fill the processors. In float32 the
+# library's products are the faster, and leave so little time to what is done between them that nothing is won by fusing it.
 STREAMED_ON_GPU, CHUNK_ON_GPU, WHOLE_ON_GPU = 2**24, 1024, 2048
 FUSED: frozenset[torch.dtype] = frozenset({torch.bfloat16, torch.float16})
 
@@ -87,7 +86,7 @@ def streams(kernel: Kernel | None, x: Tensor, weights: Weights, drop: nn.Module)
 
 
 def fuses(x: Tensor) -> bool:
-    """Whether the streamed kernel reads x by kernels of its own for a GPU, where Triton is there to compile or interpret them."""
+    """Whether the streamed kernel reads x by the kernels of ``fused``, which Triton compiles for a GPU."""
     return has_triton() and (x.dtype in FUSED if x.is_cuda else interprets() and x.dtype != torch.float64)
 
 

@@ -1,8 +1,8 @@
-"""The streamed kernel on a GPU: what is done to a neuron is done where its product was computed, and passes through memory once.
+"""The streamed kernel on a GPU: what is done to a neuron is done where its product was computed, before it is written.
 
 The same function as ``streamed.gated`` with its arguments. Products with something done to their elements are kernels of
-``fused_kernels``; those without are PyTorch's. All heads of as many texts as fill ROOM are worked on at once. A gradient keeps of
-a layer x, attention and scores, and computes the rest again.
+``fused_kernels``; those without are PyTorch's. All heads of as many texts as fill ROOM are worked on at once. A gradient keeps
+of a layer x, attention and scores, and computes the rest again.
 
 What it costs, counted at the default size in bfloat16, for 16,384 tokens (B = 32, T = 512) and a head of one of six layers. A
 product of rows with a weight is 69 GFLOP, 0.10 ms at 700 TFLOP/s; 16,384 rows of neurons are 268 MB, 0.09 ms at 3 TB/s.
@@ -24,10 +24,10 @@ encoder's slope       69       1              0.10
 x's slope             69       1              0.10
 ====================  =======  =============  ===================================
 
-That is 0.56 ms forward and 1.4 ms in the gradient, 47 ms in all for 24 heads; the arithmetic alone is 23 TFLOP, 33 ms. A kernel
-that computed y_sparse and the decoder's product without writing anything between would compute x_sparse again, and at 256 columns
-a product costs as long as its result takes to be written and read: nothing is won by it. So rows of all neurons do pass through
-memory, but once where the plain form moves them a dozen times, and no more of them are held than fill ROOM.
+That is 0.56 ms forward and 1.4 ms in the gradient, 47 ms in all for 24 heads; the arithmetic alone is 23 TFLOP, 33 ms. A
+kernel that computed y_sparse and the decoder's product without writing anything between would compute x_sparse again, and at
+256 columns a product costs as long as its result takes to be written and read: nothing is won by it. So rows of all neurons do
+pass through memory, but once where the plain form moves them a dozen times, and no more of them are held than fill ROOM.
 
 Texts longer than a chunk see what came before by the state (R13), summed in float32; queries read it rounded to their own type.
 
@@ -68,11 +68,11 @@ class Tiles(NamedTuple):
 
 # Chosen by what the compiler reports of registers and shared memory for compute capability 9.0, and not measured.
 NARROW = {
-    "excite": Tiles(128, 128, 64, 8, 3),
+    "excite": Tiles(128, 64, 64, 8, 3),
     "compare": Tiles(128, 128, 64, 8, 3),
     "gate": Tiles(128, 128, 64, 8, 3),
-    "undo_gate": Tiles(128, 128, 64, 8, 3),
-    "undo_turn": Tiles(128, 128, 64, 8, 3),
+    "undo_gate": Tiles(128, 64, 64, 8, 3),
+    "undo_turn": Tiles(128, 64, 64, 8, 3),
 }
 WIDE = dict.fromkeys(NARROW, Tiles(64, 64, 32, 4, 2))
 

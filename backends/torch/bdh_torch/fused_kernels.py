@@ -1,11 +1,11 @@
-"""The kernels of ``fused``, in Triton: each one product of matrices, and all that is done to its elements before they are written.
+"""The kernels of ``fused``, in Triton: each a product of matrices, and all that is done to its elements before it is written.
 
 Tensors are contiguous. Axes: h heads; R rows, which are C tokens of each of several texts, one text after the other; N neurons
-per head; D embedding width. A product's operands are narrow or float32 and are never rounded further (no TF32); its sums, and all
+per head; D embedding width. A product's operands are read as they are (float32 is never rounded to TF32); its sums, and all
 that is done to them, are float32.
 
-A program computes a tile of ROWS x COLUMNS, in steps of DEPTH along the axis that is summed over. The three are powers of two and
-at least 16. Offsets within a tile are 32-bit, those of tiles 64-bit, because the neurons of a long text are more than 2^31.
+A program computes a tile of ROWS x COLUMNS, in steps of DEPTH along the axis that is summed over. The three are powers of two
+and at least 16. Offsets within a tile are 32-bit, those of tiles 64-bit: a long text has more than 2^31 neurons.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ INTERPRETED = tl.constexpr(
 )  # on a CPU, in Python, where a product of bfloat16 is one of its bits
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R", "C"])
 def excite(
     x,  # R D
     encoder,  # h D N
@@ -66,7 +66,7 @@ def compare(
     _store(target, found, C - row, C - column, C)
 
 
-@triton.jit(do_not_specialize=["first", "seed"])
+@triton.jit(do_not_specialize=["R", "C", "T", "first", "seed"])
 def gate(
     yKV,  # h R D
     encoder_v,  # h D N
@@ -97,7 +97,7 @@ def gate(
     _store(place, found, R - row, N - column, N)
 
 
-@triton.jit(do_not_specialize=["first", "seed"])
+@triton.jit(do_not_specialize=["R", "C", "T", "first", "seed"])
 def undo_gate(
     yKV,  # h R D
     encoder_v,  # h D N
@@ -245,8 +245,8 @@ def _unpaired(even, odd):
 def _mask(seed, p, scale, head, row, column, C, T, first, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """``scale`` where a value is kept and 0 where it is dropped, the same wherever tiles begin (R8).
 
-    Values are numbered by head, token and neuron, and Philox, in the seven rounds that pass all tests of its authors, makes four
-    numbers out of the number of the first of four neurons.
+    Values are numbered by head, token and neuron, and Philox makes four numbers out of the number of the first of four neurons,
+    in the seven rounds that its authors found to pass every test.
     """
     rows, quads = row.to(tl.int32) + tl.arange(0, ROWS), column.to(tl.int32) // 4 + tl.arange(0, COLUMNS // 4)
     nothing = tl.zeros((ROWS, COLUMNS // 4), tl.int32)
