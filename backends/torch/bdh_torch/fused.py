@@ -310,7 +310,7 @@ class _Piece:
         """Run a kernel that writes ``batch`` matrices of R rows and N columns."""
         tiles = self.tiles[name]
         programs = batch * triton.cdiv(R, tiles.rows) * triton.cdiv(N, tiles.columns)
-        with _device_of(self.x):
+        with torch.cuda.device_of(self.x):  # type: ignore[no-untyped-call]  # Triton launches on the current device
             getattr(kernels, name)[(programs,)](*operands, **tiles.options())
 
 
@@ -411,8 +411,3 @@ def _undo_norm(values: Tensor, d_normed: Tensor) -> Tensor:
         leaf = values.detach().requires_grad_()
         (slope,) = torch.autograd.grad(layer_norm(leaf), leaf, d_normed)
     return slope
-
-
-def _device_of(x: Tensor) -> Any:
-    """The device of x as Triton's own, which otherwise launches on the first."""
-    return torch.cuda.device_of(x)
