@@ -182,6 +182,14 @@ def test_a_gradient_keeps_nothing_that_has_an_axis_of_neurons_but_the_table() ->
     assert max(sizes.values()) < 8 * model.config.n_neurons
 
 
+def test_r15_a_slope_may_be_one_number_expanded() -> None:
+    model = loaded(SHAPES["below a tile"], "float32").module
+    x = torch.randn(1, 3, 7, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    decoded = streamed.gated(x, model.weights, relative(0, 3, 3, model.attn.fixed, x.dtype, "exact"), 3)
+    expanded, each = (torch.autograd.grad(value, x, retain_graph=True)[0] for value in (decoded.sum(), (decoded * 2).sum()))
+    assert torch.equal(2 * expanded, each)
+
+
 def test_a_second_derivative_is_refused() -> None:
     model = loaded(SHAPES["below a tile"], "float32").module
     _, loss = model(torch.zeros(1, 3, dtype=torch.long), torch.zeros(1, 3, dtype=torch.long))

@@ -162,7 +162,7 @@ class Gated(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             weights = _contiguous(given, x.dtype)
             slopes = _Slopes.zeros(x, weights)
-            d_decoded = d_decoded.to(x.dtype)
+            d_decoded = d_decoded.to(x.dtype).contiguous()  # that of a sum is one number, expanded
             for pieces in _pieces(x, _values(x, kept), weights, rotations, ctx.chunk, ctx.dropout):
                 _undo(pieces, d_decoded, [(next(remembered), next(remembered)) for _ in pieces], slopes)
             d_x = slopes.x.add_(slopes.v if kept is None else slopes.v * kept[..., None].to(slopes.v.dtype))
