@@ -162,7 +162,7 @@ class Gated(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             weights = _contiguous(given, x.dtype)
             slopes = _Slopes.zeros(x, weights)
-            d_decoded = d_decoded.to(x.dtype).contiguous()  # that of a sum is one number, expanded
+            d_decoded = d_decoded.to(x.dtype)
             for pieces in _pieces(x, _values(x, kept), weights, rotations, ctx.chunk, ctx.dropout):
                 _undo(pieces, d_decoded, [(next(remembered), next(remembered)) for _ in pieces], slopes)
             d_x = slopes.x.add_(slopes.v if kept is None else slopes.v * kept[..., None].to(slopes.v.dtype))
@@ -335,7 +335,7 @@ def _undo(pieces: list[_Piece], d_decoded: Tensor, found: list[tuple[Tensor, Ten
     for piece, (attention, scores), state in reversed(list(zip(pieces, found, states, strict=True))):
         where = piece.texts, piece.tokens
         neurons, rotated = piece.excite()
-        d = d_decoded[where].reshape(-1, piece.D)
+        d = d_decoded[where].contiguous().view(-1, piece.D)  # that of a sum is one number, expanded
         d_neurons, d_attention = piece.undo_gate(d, neurons, attention, slopes.weights)
         d_attention = d_attention.to(piece.x.dtype)
         d_v, sides = piece.undo_attend(scores, d_attention)
