@@ -8,6 +8,9 @@ token by token. None chooses by the length of the text.
 
 from __future__ import annotations
 
+import os
+from functools import cache
+from importlib.util import find_spec
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
@@ -29,6 +32,11 @@ WHOLE_STREAMED, WHOLE_STREAMED_NARROW = 1024, 4096
 # Bytes of all neurons of the tokens at hand, (h, B*T, N), from which on streaming them is the faster on a CPU, in turns with
 # the plain kernel in D 64, 128 and 256. Gradients compute what they have not kept again, which moves the crossing.
 STREAMED, STREAMED_WITH_GRADIENTS = 2**22, 2**26
+# On a GPU, counted and not measured. Launches take longer than the work on fewer neurons than these. A token's scores cost less
+# than the state, twice a weight, up to a chunk of 2,048 tokens, and it takes a thousand to fill the processors. In float32 the
+# library's products are the faster, and leave so little time to what is done between them that nothing is won by fusing it.
+STREAMED_ON_GPU, CHUNK_ON_GPU, WHOLE_ON_GPU = 2**24, 1024, 2048
+FUSED: frozenset[torch.dtype] = frozenset({torch.bfloat16, torch.float16})
 
 
 def known(name: str | None, names: Any) -> Any:
@@ -58,7 +66,10 @@ def chunk(T: int, attention: Attention | None, weight: Tensor) -> int:
     device = weight.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     whole = WHOLE_STREAMED_NARROW if dtype.itemsize < 4 else WHOLE_STREAMED
-    return T if attention == "parallel" or (attention is None and whole >= T) else CHUNK
+    part = CHUNK
+    if device == "cuda":
+        whole, part = WHOLE_ON_GPU, CHUNK_ON_GPU
+    return T if attention == "parallel" or (attention is None and whole >= T) else part
 
 
 def streams(kernel: Kernel | None, x: Tensor, weights: Weights, drop: nn.Module) -> bool:
@@ -67,8 +78,27 @@ def streams(kernel: Kernel | None, x: Tensor, weights: Weights, drop: nn.Module)
         return False
     (B, T), (nh, _, N), kind = x.shape[:2], weights.encoder.shape, weights.encoder.dtype
     many = STREAMED_WITH_GRADIENTS if torch.is_grad_enabled() else STREAMED
-    is_faster = T > 1 and nh * B * T * N * kind.itemsize >= many and weights.encoder.device.type == "cpu"
+    device = weights.encoder.device.type
+    if device == "cuda":
+        many = STREAMED_ON_GPU
+    is_faster = T > 1 and nh * B * T * N * kind.itemsize >= many and device in ("cpu", "cuda")
     return kernel == "streamed" or is_faster
+
+
+def fuses(x: Tensor) -> bool:
+    """Whether the streamed kernel reads x by the kernels of ``fused``, which Triton compiles for a GPU."""
+    return has_triton() and (x.dtype in FUSED if x.is_cuda else interprets() and x.dtype != torch.float64)
+
+
+@cache
+def has_triton() -> bool:
+    """Whether Triton is installed, and this module is part of its package: code that is saved beside weights has no kernels."""
+    return __name__ == "bdh_torch.forms" and find_spec("triton") is not None
+
+
+def interprets() -> bool:
+    """Whether Triton runs kernels as Python, on a CPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def can_stream(weights: Weights, drop: nn.Module) -> bool:

@@ -18,18 +18,38 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from importlib import import_module
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from bdh_torch.forms import fuses
 from bdh_torch.layer import Weights, layer_norm, wide
 from bdh_torch.rope import Rotations
 
 BLOCK = 2**21  # bytes of a block of neurons: what a core keeps near it
 TOGETHER = 512  # rows of short texts that are read at once
 STEP = 128  # rows whose scores are computed at once, up to their own diagonal
+
+
+class Sizes(NamedTuple):
+    """The same three."""
+
+    block: int
+    together: int
+    step: int
+
+
+# On a GPU without Triton: blocks that its cache of tens of megabytes holds, and few launches. Counted and not measured.
+ON_GPU = Sizes(2**25, 4096, 512)
+
+
+def sizes(x: Tensor) -> Sizes:
+    """What is worked on at once on the device of x."""
+    return ON_GPU if x.is_cuda else Sizes(BLOCK, TOGETHER, STEP)
+
 
 _threshold = torch.ops.aten.threshold_backward  # the slope of a relu, given what it returned
 
@@ -52,17 +72,17 @@ class Rows:
         return torch.unflatten(values, 0, (self.texts, -1))
 
 
-def groups(B: int, T: int, chunk: int) -> Iterator[tuple[slice, slice, Rows]]:
-    """The texts that are read together, their rows, and how."""
-    texts = max(TOGETHER // T, 1) if chunk >= T else 1
+def groups(B: int, T: int, chunk: int, together: int) -> Iterator[tuple[slice, slice, Rows]]:
+    """The texts that are read together, some ``together`` rows, their rows, and how."""
+    texts = max(together // T, 1) if chunk >= T else 1
     for first in range(0, B, texts):
         last = min(first + texts, B)
         yield slice(first, last), slice(first * T, last * T), Rows(last - first, T, min(chunk, T))
 
 
-def blocks(n_neurons: int, rows: int, itemsize: int) -> list[slice]:
-    """Neurons that are worked on at once: as many as fit near a core, in whole vectors and pairs."""
-    width = max(BLOCK // (rows * itemsize) // 64, 1) * 64
+def blocks(n_neurons: int, rows: int, itemsize: int, block: int) -> list[slice]:
+    """Neurons that are worked on at once: as many as fit into ``block`` bytes, in whole vectors and pairs."""
+    width = max(block // (rows * itemsize) // 64, 1) * 64
     return [slice(first, min(first + width, n_neurons)) for first in range(0, n_neurons, width)]
 
 
@@ -82,16 +102,38 @@ def gated(
     ``memory`` (h*B, N, D) is the layer's state, which is updated in place, and then no gradient is recorded; ``blank`` says
     that nothing was written to it yet. Where ``kept`` (B, T) is 0 there is padding, which nobody sees.
     """
-    drop = _Dropout(dropout, int(torch.randint(2**62, ()))) if dropout else None  # so that torch.manual_seed decides
+    seed = int(torch.randint(2**62, ())) if dropout else 0  # so that torch.manual_seed decides
     device = x.device.type
     if torch.is_autocast_enabled(device):
         x = x.to(torch.get_autocast_dtype(device))
     with torch.autocast(device, enabled=False):
+        if fuses(x):
+            return _fuse(x, weights, kept, rotations, chunk, (dropout, seed), memory, blank=blank)
+        drop = _Dropout(dropout, seed) if dropout else None
         if memory is None and torch.is_grad_enabled():
             # PyTorch has not typed apply.
             decoded: Tensor = _Gated.apply(x, *weights, kept, rotations, chunk, drop)  # type: ignore[no-untyped-call]
             return decoded
         return _read(x, weights, kept, rotations, chunk, drop, memory, blank=blank)[0]
+
+
+def _fuse(
+    x: Tensor,
+    weights: Weights,
+    kept: Tensor | None,
+    rotations: Rotations,
+    chunk: int,
+    dropout: tuple[float, int],
+    memory: Tensor | None,
+    *,
+    blank: bool,
+) -> Tensor:
+    """The same by the kernels of a GPU."""
+    fused = import_module("bdh_torch.fused")  # by name: code that is saved beside weights does without it and without Triton
+    drop = fused.Dropout(*dropout)
+    if memory is None and torch.is_grad_enabled():
+        return fused.Gated.apply(x, *weights, kept, rotations, chunk, drop)
+    return fused.read(x, weights, kept, rotations, chunk, drop, memory, blank=blank)
 
 
 @dataclass(frozen=True)
@@ -127,7 +169,7 @@ def _read(
     rows_of_x, rows_of_v = x.reshape(B * T, D), _values(x, kept)
     decoded, found = x.new_zeros(B * T, D, dtype=wide(x.dtype)), list[Tensor]()
     room = x.new_empty(0)
-    for texts, span, rows in groups(B, T, chunk):
+    for texts, span, rows in groups(B, T, chunk, sizes(x).together):
         if room.numel() == 0:  # the first group is the largest
             room = x.new_empty(2, rows.texts * rows.chunk, weights.encoder.shape[2])
         for h in range(nh):
@@ -162,7 +204,7 @@ class _Head:
         self.x, self.v, self.h, self.rotations, self.rows, self.dropout, self.first = x, v, h, rotations, rows, dropout, first
         self.encoder, self.encoder_v = weights.encoder[h].to(x.dtype), weights.encoder_v[h].to(x.dtype)  # D N
         self.decoder = weights.decoder[h * self.N : (h + 1) * self.N].to(x.dtype)  # N D
-        self.blocks = blocks(self.N, rows.texts * rows.chunk, x.element_size())
+        self.blocks = blocks(self.N, rows.texts * rows.chunk, x.element_size(), sizes(x).block)
 
     def read(self, decoded: Tensor, state: Tensor | None, room: Tensor, *, blank: bool, keeps: bool) -> tuple[Tensor, Tensor]:
         """Attention (R, D) and scores (chunks, G, C, C), the last chunk's unless it ``keeps`` all.
@@ -222,8 +264,9 @@ def _similarities(rotated: Tensor, out: Tensor) -> Tensor:
     if len(out) > 1:
         torch.bmm(rotated, rotated.mT, out=out)
     else:
-        for first in range(0, out.shape[1], STEP):
-            rows = slice(first, min(first + STEP, out.shape[1]))
+        step = sizes(out).step
+        for first in range(0, out.shape[1], step):
+            rows = slice(first, min(first + step, out.shape[1]))
             torch.mm(rotated[0, rows], rotated[0, : rows.stop].T, out=out[0, rows, : rows.stop])
     return out.tril_(-1)
 
@@ -289,7 +332,7 @@ class _Gated(torch.autograd.Function):
         d_x, rows_of_x, rows_of_v = x.new_zeros(B * T, D, dtype=wide(x.dtype)), x.reshape(B * T, D), _values(x, kept)
         d_v = d_x if kept is None else torch.zeros_like(d_x)
         rows_of_d = d_decoded.reshape(B * T, D).to(x.dtype)
-        heads = [(h, span, rows) for _, span, rows in groups(B, T, ctx.chunk) for h in range(len(encoder))]
+        heads = [(h, span, rows) for _, span, rows in groups(B, T, ctx.chunk, sizes(x).together) for h in range(len(encoder))]
         with torch.autocast(x.device.type, enabled=False):
             back = Rotations(*(table.conj().resolve_conj() for table in rotations))
             for h, span, rows in heads:
