@@ -1,8 +1,8 @@
 """What a prediction came from: what would have been expected had one earlier byte not been written to the state.
 
 Scores say what was read. This says what it was good for: the state is a sum of what each byte wrote, so the part of one byte
-can be taken out of it, in all layers, and the byte at hand be read again. All other bytes stay as they were, those too that read
-it before. The same by the protocol: ``export_state``, subtract, ``import_state``, ``advance``.
+can be taken out of it, in all layers, and the byte at hand be read again. All other bytes stay as they were, those too that
+read it before. The same by the protocol: ``export_state``, subtract, ``import_state``, ``advance``.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def causes(model: Model, seen: Record, k: int) -> tuple[Array, Array, Array]:
     """For each byte the ``k`` earlier ones that it read most, the one that mattered most first, and what they mattered.
 
     Returns three arrays (T, k): the earlier bytes; the log-probability that each gave to the likeliest next byte, in nats,
-    which is negative where that byte was likelier without it; and the probability that was left. Where fewer bytes stand before,
-    the rest is zero.
+    which is negative where that byte was likelier without it; and the probability that was left. Where fewer bytes stand
+    before, the rest is zero.
     """
     params = cast(model.params(), seen.x.values.dtype)
     T = len(seen)
