@@ -51,10 +51,11 @@ def page_command(chosen: Chosen, text: str, output: Path, force: bool, causes: b
     Of each byte: its loss, what was expected next, the earlier bytes and the synapses that it read, and the neurons that were
     active; of each neuron what excites it, what it speaks for, and its partners; the state over the text.
     """
-    from bdh_look.page import page
+    from bdh_look.page import check_length, page
 
     check_free(output, force)
-    html = page(chosen.load(), text_bytes(text), chosen.name, with_causes=causes)
+    content = check_length(text_bytes(text))
+    html = page(chosen.load(), content, chosen.name, with_causes=causes)
     put(output, html.encode())
 
 

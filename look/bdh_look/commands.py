@@ -105,11 +105,12 @@ def neurons(
         ("label", "share of bytes", "entropy", "best", "chance", "selective"),
         [(r["label"], percent(r["share"]), r["entropy"], r["best"], r["chance"], r["selective"]) for r in said["labels"]],
     )
-    best = study.most_selective(found)
+    best, marks = study.most_selective(found), corpus.labels(seen.text)
     said["most_selective"] = [
         {
             "label": name,
             "unit": seen.name(unit),
+            "when": study.when(seen, unit, marks[name]),
             "known": known,
             "chance": chance,
             "active": float(seen.active[unit].mean()),
@@ -119,9 +120,17 @@ def neurons(
     ]
     show(
         "The most selective: share of the label's entropy that it knows, by chance, and where it is active (at the last byte)",
-        ("label", "neuron", "knows", "chance", "active", "contexts, drawn at random"),
+        ("label", "neuron", "there", "knows", "chance", "active", "contexts, drawn at random"),
         [
-            (r["label"], r["unit"], percent(r["known"]), percent(r["chance"]), percent(r["active"]), " | ".join(r["contexts"]))
+            (
+                r["label"],
+                r["unit"],
+                r["when"],
+                percent(r["known"]),
+                percent(r["chance"]),
+                percent(r["active"]),
+                " | ".join(r["contexts"]),
+            )
             for r in said["most_selective"]
         ],
     )
@@ -184,8 +193,8 @@ def graph(
 ) -> None:
     """The graphs of neurons, Gx = encoder after decoder and Gy = encoder_v after decoder: degrees, tails, communities.
 
-    Beside each stands the same of weights whose entries are shuffled. A tail is a power law if its goodness is 0.1 or more and no
-    rival fits much better (z below -2).
+    Beside each stands the same of weights whose entries are shuffled. A tail is a power law if its goodness is 0.1 or more and
+    no rival fits much better (z below -2).
     """
     from bdh_look import graph as study
 
@@ -350,13 +359,13 @@ def state(
         means,
     )
     distances = [0, *(p for p in places if p <= len(text) // 4)]
-    recalls = study.recall(model, text, distances, rng, trials)
-    show(
-        f"A planted word after other bytes: bits per byte that it costs less than one that was not planted, {trials} trials",
-        ("bytes between", "gain", "standard error", "chance gives up to", "readable"),
-        [(r.distance, r.gain, r.error, r.chance, "yes" if r.readable else "no") for r in recalls],
-    )
-    write_json(
-        report,
-        {"model": chosen.name, "seed": taken, "course": rows, "recall": [vars(r) | {"readable": r.readable} for r in recalls]},
-    )
+    said: dict[str, Any] = {"model": chosen.name, "seed": taken, "course": rows}
+    for name, known in (("of random letters", False), ("of the text", True)):
+        recalls = study.recall(model, text, distances, rng, trials, known=known)
+        show(
+            f"A planted word {name}: bits per byte that it costs less than one that was not planted, {trials} trials",
+            ("bytes between", "gain", "standard error", "chance gives up to", "readable"),
+            [(r.distance, r.gain, r.error, r.chance, "yes" if r.readable else "no") for r in recalls],
+        )
+        said[f"recall of a word {name}"] = [vars(r) | {"readable": r.readable} for r in recalls]
+    write_json(report, said)

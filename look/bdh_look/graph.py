@@ -230,7 +230,7 @@ def modules(whole: Graph, rng: np.random.Generator, controls: int = 5) -> Module
 
 
 def exchanged(graph: Any, rng: np.random.Generator, times: int = 10) -> Any:
-    """A graph of the same degrees: pairs of edges exchange their ends, as often as ``times`` the edges, unless that doubles one."""
+    """A graph of the same degrees: pairs of edges exchange ends, ``times`` as often as there are edges, if none doubles."""
     edges = [tuple(edge) for edge in graph.edges]
     held = {frozenset(edge) for edge in edges}
     pairs = rng.integers(0, len(edges), (times * len(edges), 2))
@@ -314,13 +314,16 @@ def picture(whole: Graph, control: Graph, tails: dict[str, Tail | None], found: 
             share = tail.size / len(degrees)
             left.loglog(sizes, share * (sizes / tail.start) ** (1 - tail.exponent), "--", color=colour, linewidth=1)
     left.set(xlabel="degree k", ylabel="share of neurons with at least k", title=f"{whole.name}: degrees; dashed: fitted tail")
+    left.title.set_fontsize(10)
     left.legend(fontsize=8)
     order = np.empty(whole.weights.shape[0], int)
     order[[neuron for some in found.communities for neuron in some]] = np.arange(len(order))
     rows, columns = whole.weights.nonzero()
     right.plot(order[columns], order[rows], ",", color="tab:orange", alpha=0.6)
     right.set(xlim=(0, len(order)), ylim=(len(order), 0), aspect="equal", xlabel="to neuron", ylabel="from neuron")
-    right.set_title(f"edges, by community; modularity {found.modularity:.2f}, by chance {np.mean(found.control):.2f}")
+    right.set_title(
+        f"edges by community: modularity {found.modularity:.2f}, by chance {np.mean(found.control):.2f}", fontsize=10
+    )
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=140, metadata={"Software": None})
     return buffer.getvalue()

@@ -199,8 +199,8 @@ def add_to_synapses(model: Model, state: State, amounts: Mapping[tuple[int, int,
         if not np.isfinite(amount):
             raise LookError(f"{amount} added to synapse {tuple(synapse)}: add a finite number")
     layers = copied(model, state, text)
-    for i, *rest in check_synapses(amounts, model.config):
-        layers[i][(text, *rest)] += amounts[(i, *rest)]
+    for synapse, amount in zip(check_synapses(amounts, model.config), amounts.values(), strict=True):
+        layers[synapse.layer][(text, *synapse[1:])] += amount
     return model.import_state(RecurrentState(state.position, tuple(layers)))
 
 

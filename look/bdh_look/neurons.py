@@ -1,14 +1,15 @@
 """How many neurons are active, and what each is selective for, over a corpus, with labels moved by chance as the control.
 
 Density is the share of neurons above zero. Selectivity is the mutual information, in bits, between a neuron's being active in a
-layer and a byte's being of a kind. Of thousands of neurons some fit any labels, so the same is asked of the labels shifted round
-the text by random amounts, which keeps how they follow one another; only what exceeds the largest of all neurons in nearly all
-of these counts.
+layer and a byte's being of a kind. Of thousands of neurons some fit any labels, so the same is asked of the labels shifted
+round the text by random amounts, which keeps how they follow one another; only what exceeds the largest of all neurons in
+nearly all of these counts.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -177,8 +178,14 @@ def predictability(seen: Activity, rng: np.random.Generator, shifts: int = 40) -
 def contexts(seen: Activity, unit: int, rng: np.random.Generator, most: int = 4, around: int = 12) -> list[bytes]:
     """Places where a unit is active, drawn at random: the bytes before, and the one at which it is, last."""
     places = np.flatnonzero(seen.active[unit])
-    drawn = rng.choice(places, min(most, len(places)), replace=False) if len(places) else []
-    return [seen.text[max(0, int(at) - around) : int(at) + 1] for at in sorted(drawn)]
+    drawn = sorted(rng.choice(places, min(most, len(places)), replace=False).tolist()) if len(places) else []
+    return [seen.text[max(0, at - around) : at + 1] for at in drawn]
+
+
+def when(seen: Activity, unit: int, marks: Array) -> str:
+    """Whether a unit is more often active where the label is, or less."""
+    here = float(seen.active[unit][marks].mean())
+    return "active" if here > float(seen.active[unit].mean()) else "silent"
 
 
 def most_selective(found: Selectivity, most: int = 3) -> list[tuple[str, int, float, float]]:
@@ -241,7 +248,7 @@ def summary(seen: Activity, found: Selectivity, rows: list[dict[str, Any]]) -> d
         "density": {kind: values.mean(-1).tolist() for kind, values in seen.density.items()},
         "by_position": [
             {"from": a, "to": b, **{kind: float(values[..., a:b].mean()) for kind, values in seen.density.items()}}
-            for a, b in zip(edges, edges[1:], strict=False)
+            for a, b in pairwise(edges)
         ],
         "never_active": float((~seen.active.any(1)).mean()),
         "predictability": list(rows),

@@ -46,8 +46,7 @@ def page(model: Model, text: bytes, name: str = "the embedded model", *, with_ca
 
     Raises LookError where the text is empty, of one byte, or longer than ``MAX_BYTES``.
     """
-    if not 2 <= len(text) <= MAX_BYTES:
-        raise LookError(f"the text has {len(text)} bytes: a page shows 2 to {MAX_BYTES:,}, so give a part of it")
+    check_length(text)
     seen = record(model, text)
     params = model.params()
     about = {
@@ -69,6 +68,13 @@ def page(model: Model, text: bytes, name: str = "the embedded model", *, with_ca
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((here / "page.html.j2").read_text(encoding="utf-8"))
     return template.render(about=about, names=set(arrays), size=len(text), data=markupsafe.Markup(data), **parts)
+
+
+def check_length(text: bytes) -> bytes:
+    """A text that fits on a page."""
+    if not 2 <= len(text) <= MAX_BYTES:
+        raise LookError(f"the text has {len(text)} bytes: a page shows 2 to {MAX_BYTES:,}, so give as many")
+    return text
 
 
 def encoded(values: Array) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +17,7 @@ from bdh_spec.params import Array
 
 CHUNK = 256  # bytes read at once
 CHANCE = 0.05
+ALPHABET = list(string.ascii_lowercase)
 
 
 def read_on(model: Model, state: State, text: bytes) -> State:
@@ -77,20 +80,27 @@ def recall(
     rng: np.random.Generator,
     trials: int = 12,
     sentence: str = 'The name is "{}".\n',
-    length: int = 6,
+    known: bool = False,
 ) -> list[Recall]:
     """How long a planted fact can be read: a sentence with a word drawn at random, other bytes, and the sentence again.
 
     Measured is what the word costs the second time, against what it costs where another word had been planted. The words are
-    of ``length`` letters, and each trial has filler of its own.
+    six letters at random, or, ``known``, words of the filler of 5 to 9 letters. Each trial has filler of its own.
     """
     furthest = max(distances)
     if len(filler) < furthest + trials:
         raise LookError(f"{len(filler)} bytes of filler for distances up to {furthest}: give a longer text")
     gains: dict[int, list[float]] = {distance: [] for distance in sorted(set(distances))}
+    vocabulary = sorted({word.decode() for word in re.findall(rb"\b[a-z]{5,9}\b", filler)})
+    if known and len(vocabulary) < 2:
+        raise LookError("the filler has no two words of 5 to 9 letters to plant: give a text with words")
     head, _, tail = sentence.partition("{}")
     for _ in range(trials):
-        words = ["".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), length)) for _ in range(2)]
+        words = (
+            [str(word) for word in rng.choice(vocabulary, 2, replace=False)]
+            if known
+            else ["".join(rng.choice(ALPHABET, 6)) for _ in "ab"]
+        )
         start = int(rng.integers(0, len(filler) - furthest))
         between, costs = filler[start : start + furthest], {}
         for planted in words:
@@ -99,7 +109,7 @@ def recall(
                 state, at = read_on(model, state, between[at:distance]), distance
                 costs[planted, distance] = cost(model, state, head.encode(), words[0].encode())
         for distance, found in gains.items():
-            found.append((costs[words[1], distance] - costs[words[0], distance]) / length / np.log(2))
+            found.append((costs[words[1], distance] - costs[words[0], distance]) / len(words[0]) / np.log(2))
     signs = rng.choice([-1.0, 1.0], (2000, trials))
     return [
         Recall(

@@ -14,10 +14,12 @@ from bdh_spec.files import shown
 
 def show(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """A table on stdout; where that is no terminal, wide enough for every cell."""
-    table = Table(*columns, title=title, title_justify="left", title_style="bold")
+    table = Table(*columns)
     for row in rows:
         table.add_row(*(cell if isinstance(cell, str) else number(cell) for cell in row))
-    Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 140).print(table)
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 140)
+    console.print(f"\n{title}", style="bold", soft_wrap=True)
+    console.print(table)
 
 
 def number(value: Any) -> str:

@@ -102,7 +102,7 @@ def test_what_is_no_one_text_is_refused(tokens: object, sentence: str) -> None:
         record(load("numpy"), tokens)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["__init__", "record", "intervene", "page", "causes"])
+@pytest.mark.parametrize("name", ["__init__", "record", "intervene", "page", "causes", "corpus", "neurons", "graph", "state"])
 def test_examples_in_docstrings_run(name: str) -> None:
     module = bdh_look if name == "__init__" else __import__(f"bdh_look.{name}", fromlist=["*"])
     assert doctest.testmod(module).failed == 0
