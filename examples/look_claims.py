@@ -158,7 +158,8 @@ def graph(params: Params, config: BDHConfig, rng: np.random.Generator) -> Iterat
         heavy, modular = largest["trained"] > 1.5 * largest["shuffled"], scores["trained"] > 2 * abs(scores["shuffled"]) + 5
         verdicts.append(
             f"{kind} is {'' if heavy else 'not '}heavier-tailed than that of shuffled weights, its tail"
-            f" {'may be' if power else 'is not'} a power law, and it is {'' if modular else 'not '}more modular than its degrees make it."
+            f" {'may be' if power else 'is not'} a power law, and it is {'' if modular else 'not '}more modular than its"
+            " degrees make it."
         )
     titles = ["graph", "weights", "largest out-degree", "exponent", "goodness", "z to lognormal", "z to exponential"]
     yield table([*titles, "modularity", "same degrees", "z"], rows)

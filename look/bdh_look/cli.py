@@ -85,6 +85,9 @@ def main() -> None:
     except (click.ClickException, BDHError, OSError) as error:
         complain(error.format_message() if isinstance(error, click.ClickException) else str(error))
         sys.exit(MISUSE)
+    except MemoryError:
+        complain("the memory of this machine is not enough: give a shorter text, or less of it with --max-bytes")
+        sys.exit(MISUSE)
     except (KeyboardInterrupt, click.Abort):
         complain("interrupted")
         sys.exit(INTERRUPTED)

@@ -141,8 +141,10 @@
     if (top.length) note.splice(0, 1, `Beside the picked byte itself. Without `, make("b", { class: "byte" }, byte(tokens[s])), ` at byte ${s}, `,
       make("b", { class: "byte" }, byte(ids[0])), Math.abs(gave) < 0.02 ? ` would be as likely: no single earlier byte decides here.` : ` would have ${percent(left)} and not ${percent(chances[0])}.`);
     $("causes-note").replaceChildren(...note);
+    $("causes-head").hidden = !top.length;
+    $("causes-head").replaceChildren(make("span", {}, "earlier byte"), make("span", { class: "number" }, "chance of ", make("b", { class: "byte" }, byte(ids[0])), " without it"));
     $("causes").replaceChildren(...top.map(([s, gave, left]) => make("li", {}, make("button", { class: "row cause", type: "button", onclick: () => pick(s), title: `pick byte ${s}` },
-      context(s), make("span", { class: "number" }, `without it ${percent(left)}`),
+      context(s, 10, 4), make("span", { class: "number", "aria-label": `without it ${percent(left)}` }, percent(left)),
       make("div", { class: "meter" + (gave < 0 ? " against" : ""), css: { width: `${Math.abs(gave) / most * 100}%` } })))));
   };
   const showHeads = () => {
@@ -202,11 +204,11 @@
     };
     $("h-neuron").textContent = `Neuron ${id % N} of head ${Math.floor(id / N)}`;
     $("about-neuron").replaceChildren(make("dl", {},
-      make("dt", {}, "excited by"), make("dd", {}, ...(seen.length ? seen.map(([t, l, size]) => make("button", { class: "row reading", type: "button", onclick: () => pick(t), title: `pick byte ${t}` },
-        make("span", { class: "number" }, `layer ${l}`), context(t, 14, 4), make("div", { class: "meter", css: { width: `${size / 255 * 100}%` } }))) : ["nothing in this text"])),
+      make("dt", {}, "most excited at"), make("dd", {}, ...(seen.length ? seen.map(([t, l, size]) => make("button", { class: "row exciting", type: "button", onclick: () => pick(t), title: `pick byte ${t}` },
+        make("span", { class: "number", "aria-label": `layer ${l}` }, `L${l}`), context(t, 9, 3), make("div", { class: "meter", css: { width: `${size / 255 * 100}%` } }))) : ["nothing in this text"])),
       make("dt", {}, "speaks for"), make("dd", {}, bytes("speaksFor")),
       make("dt", {}, "against"), make("dd", {}, bytes("speaksAgainst")),
-      make("dt", {}, "excites"), make("dd", {}, others("excites", "excitesBy")),
+      make("dt", {}, "excites neurons"), make("dd", {}, others("excites", "excitesBy")),
       make("dt", {}, "excited by"), make("dd", {}, others("excitedBy", "excitedHow"))),
       make("p", { class: "soft" }, "All layers share a neuron. What it speaks for is its row of the decoder, seen by the readout; partners are the largest entries of encoder after decoder."));
     for (const button of document.querySelectorAll("[data-neuron]")) button.classList.toggle("is", Number(button.dataset.neuron) === id);

@@ -32,13 +32,13 @@ def test_edges_are_the_largest_entries_of_encoder_after_decoder(params: Params) 
 
 def test_a_power_law_is_told_from_what_is_none() -> None:
     rng = np.random.default_rng(1)
-    tail = graph.fit_tail(graph.draw(2.5, 3, 1500, rng).astype(int), rng, replicas=20)
+    tail = graph.fit_tail(graph.draw(2.5, 3, 1000, rng).astype(int), rng, replicas=10)
     assert tail.exponent == pytest.approx(2.5, abs=4 * 1.5 / np.sqrt(tail.size))  # four standard errors
     assert tail.goodness >= 0.1
     assert tail.against_exponential > 2
-    other = graph.fit_tail(rng.poisson(30, 1500), rng, replicas=20)
+    other = graph.fit_tail(rng.poisson(30, 1000), rng, replicas=10)
     assert other.goodness < 0.1 or other.against_exponential < 2
-    assert graph.fit_tail(rng.geometric(0.1, 1500), rng, replicas=1).against_exponential < 2
+    assert graph.fit_tail(rng.geometric(0.1, 1000), rng, replicas=1).against_exponential < 2
 
 
 def test_degrees_that_are_all_alike_have_no_tail() -> None:

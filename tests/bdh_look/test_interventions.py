@@ -20,8 +20,8 @@ from bdh_look import (
 )
 from bdh_spec import Model, Params, StateError, model
 
-CASE = Case(CONFIGS["three_heads"], batch=2, time=6, seed=4, scale=20)
-ONE = Case(CONFIGS["three_heads"], batch=1, time=6, seed=4, scale=20)
+CASE = Case(CONFIGS["three_heads"], batch=1, time=6, seed=4, scale=20)
+TWO = Case(CONFIGS["three_heads"], batch=2, time=6, seed=4, scale=20)
 N = CASE.config.n_neurons
 PORTS = ("numpy", "torch", "jax", "mlx")
 SILENT = [(0, 1), (1, N - 1), (2, 0)]
@@ -50,11 +50,11 @@ def test_silencing_equals_zeroed_weights_on_every_port(port: str) -> None:
         assert_agrees(port, here.trace(CASE.tokens), expected)
 
 
-@pytest.mark.parametrize("port", PORTS)
+@pytest.mark.parametrize("port", ["numpy", "torch", pytest.param("jax", marks=pytest.mark.thorough), "mlx"])  # XLA compiles
 def test_a_silenced_model_decodes_as_it_reads(port: str) -> None:
     expected = expect(lambda p: {"logits": model.forward(CASE.tokens, zeroed(p), CASE.config)}, CASE.params, "float32")
     for quiet in (silence(load(port), SILENT), intervene(load(port), silence=SILENT)):
-        state, logits = quiet.init_state(2), []
+        state, logits = quiet.init_state(), []
         for part in np.split(CASE.tokens, [1, 4], axis=1):
             some, state = quiet.advance(state, part)
             logits.append(some)
@@ -95,7 +95,7 @@ def test_an_intervened_model_can_be_recorded_and_generates_the_same_from_the_sam
 @pytest.mark.parametrize("port", PORTS)
 def test_synapses_are_added_to_and_cut_and_the_state_given_stays(port: str) -> None:
     here = load(port)
-    _, state = here.advance(here.init_state(2), CASE.tokens)
+    _, state = here.advance(here.init_state(2), TWO.tokens)
     before = here.export_state(state).layers
     more = here.export_state(add_to_synapses(here, state, {(1, 2, 3, 4): 0.5}, text=1)).layers
     less = here.export_state(cut_synapses(here, state, [(1, 2, 3, 4)], text=1)).layers
@@ -118,8 +118,8 @@ def test_a_text_goes_on_from_a_changed_state_and_the_state_stays() -> None:
 
 def test_adding_what_a_byte_wrote_and_taking_it_away_are_the_same_by_record_and_by_state() -> None:
     here = load("numpy", "float64")
-    seen = record(here, ONE.tokens)
-    _, state = here.advance(here.init_state(), ONE.tokens)
+    seen = record(here, CASE.tokens)
+    _, state = here.advance(here.init_state(), CASE.tokens)
     q, x = seen.rotated.values[:, :, 2], seen.x.values[:, 2]
     wrote = np.einsum("lhn,ld->lhnd", q, x)
     amounts = {index: -value for index, value in np.ndenumerate(wrote)}

@@ -41,7 +41,10 @@ def data_of(html: str) -> dict[str, Any]:
 
 
 def array(html: str, name: str) -> np.ndarray:
-    held = data_of(html)["arrays"][name]
+    return array_of(data_of(html)["arrays"][name])
+
+
+def array_of(held: dict[str, Any]) -> np.ndarray:
     kinds = {"Uint8": "u1", "Int8": "i1", "Uint16": "<u2", "Int16": "<i2", "Uint32": "<u4", "Float32": "<f4"}
     return np.frombuffer(base64.b64decode(held["base64"]), kinds[held["type"]]).reshape(held["shape"])
 
@@ -55,10 +58,18 @@ def test_the_page_is_one_file_that_names_no_address(html: str) -> None:
 
 def test_a_page_about_a_thousand_bytes_of_the_embedded_models_size_is_below_five_megabytes() -> None:
     _, config = bdh_spec.read()
-    rng = np.random.default_rng(0)
-    model = bdh_spec.get_backend("numpy").load(bdh_spec.init(config, rng), config)
-    text = bytes(rng.integers(32, 127, 1000, np.uint8))
-    assert len(page(model, text, with_causes=False)) + 1000 * TOP["causes"] * (2 + 4 + 4) * 4 / 3 < 5e6
+    model = bdh_spec.get_backend("numpy").load(bdh_spec.init(config, np.random.default_rng(0)), config)
+    text = bytes(np.random.default_rng(0).integers(32, 127, 250, np.uint8))
+    arrays = data_of(page(model, text, with_causes=False))["arrays"] | {"causes": {"shape": [250, TOP["causes"]]}}
+    sizes = {
+        name: np.prod(held["shape"]) * {"8": 1, "6": 2, "2": 4}[held.get("type", "Float32")[-1]]
+        for name, held in arrays.items()
+    }
+    of_neurons = sum(sizes[name] for name in arrays if arrays[name]["shape"][0] == len(array_of(arrays["met"])))
+    # All neurons are met in 1,000 bytes, the map of who read whom grows with the square, and all else with the text.
+    whole = config.n_head * config.n_neurons / len(array_of(arrays["met"])) * of_neurons
+    rest = sum(sizes.values()) - of_neurons - sizes["everywhere"]
+    assert (16 * sizes["everywhere"] + 4 * rest + 3 * 4 * sizes["causes"] + whole) * 4 / 3 + 100_000 < 5e6
 
 
 def test_what_was_read_and_expected_is_in_the_page(model: Model, html: str) -> None:
