@@ -62,13 +62,10 @@ def predictable(models: dict[str, Model], text: bytes, rng: np.random.Generator)
     yield table(["neurons", "layer", "trained", "chance gives up to", "fresh model"], rows)
     beyond = [r["with_entropy"] for r in found["trained"] if r["kind"] == "xy_sparse" and abs(r["with_entropy"]) > r["chance"]]
     if beyond and (min(beyond) > 0 or max(beyond) < 0):
-        way, verdict = (
-            ("fewer", "as in the paper: reproduced") if beyond[0] > 0 else ("more", "against the paper's way: not reproduced")
-        )
+        way = "fewer" if beyond[0] > 0 else "more"
         yield prose(
-            f"**{len(beyond)} layers correlate beyond chance:** `xy_sparse` has {way} active neurons where the text is",
-            "predictable,",
-            f"{verdict} at this size.",
+            f"**A correlation is there, beyond chance in {len(beyond)} of {models['trained'].config.n_layer} layers:** `xy_sparse`",
+            f"has {way} active neurons where the text is predictable.",
         )
     else:
         yield prose("**Not reproduced:** layers disagree on the sign, or stay within chance.")
@@ -107,24 +104,29 @@ def selective(models: dict[str, Model], text: bytes, rng: np.random.Generator) -
     )
 
 
-def monosemantic(model: Model, text: bytes, rng: np.random.Generator) -> Iterator[str]:
+def monosemantic(models: dict[str, Model], text: bytes, rng: np.random.Generator) -> Iterator[str]:
     yield "## Synapses are monosemantic\n\n"
     yield prose(
-        "Our bytes have no currencies and countries; the labels are those above. For each the state entry of",
-        "which the part in what",
-        f"is read goes most with it (Pearson), over {len(text):,} bytes; chance as above, over all entries.",
+        "Our bytes have no currencies and countries; the labels are those above. For each the state entry of which the part in",
+        f"what is read goes most with it (Pearson), over {len(text):,} bytes; chance as above, over all entries; and the best",
+        "entry of a fresh model.",
     )
-    rows = neurons.synapses(model, text, rng)
+    found = {name: neurons.synapses(model, text, rng) for name, model in models.items()}
+    pairs = list(zip(found["trained"], found["fresh"], strict=True))
     yield table(
-        ["label", "layer, head, neuron, feature", "r", "chance"],
-        [[r["label"], ", ".join(map(str, r["synapse"])), f"{r['r']:.2f}", f"{r['chance']:.2f}"] for r in rows],
+        ["label", "layer, head, neuron, feature", "r", "chance", "fresh model"],
+        [
+            [one["label"], ", ".join(map(str, one["synapse"])), *(f"{r:.2f}" for r in (one["r"], one["chance"], other["r"]))]
+            for one, other in pairs
+        ],
     )
-    beyond = [r["label"] for r in rows if r["r"] > r["chance"]]
-    pure = [r["label"] for r in rows if r["r"] > max(r["chance"], 0.8)]
+    beyond = [one["label"] for one, _ in pairs if one["r"] > one["chance"]]
+    pure = [one["label"] for one, _ in pairs if one["r"] > max(one["chance"], 0.8)]
+    more = [one["label"] for one, other in pairs if one["r"] > max(one["chance"], other["r"] + 0.1)]
     yield prose(
-        f"**Beyond chance for {len(beyond)} of {len(rows)} labels.** With r above 0.8, as a synapse would have",
-        "that is active for one",
-        f"thing alone: {', '.join(pure) or 'none'}.",
+        f"**Beyond chance for {len(beyond)} of {len(pairs)} labels; more than 0.1 above a fresh model's best for {len(more)}**",
+        f"({', '.join(more) or 'none'}). With r above 0.8, as a synapse would have that is active for one thing alone:",
+        f"{', '.join(pure) or 'none'}.",
     )
 
 
@@ -186,7 +188,8 @@ def memory(model: Model, text: bytes, rng: np.random.Generator) -> Iterator[str]
     yield prose(
         "A word is planted in a sentence, `The name is ...`, and asked for after other bytes: how much less it",
         "costs than one that was",
-        "not planted, in bits per byte, of 12 words, with the standard error.",
+        "not planted, in bits per byte, of 12 words, with the standard error. Readable is what exceeds 95 of 100 exchanges of the",
+        "two, which one cell in twenty would without any memory.",
     )
     distances = [0, 16, 64, 256, 1024, 4096]
     kinds = {"random letters": False, "a word of the text": True}
@@ -213,7 +216,7 @@ def main(page: Path | None) -> None:
         *density(models, held_out),
         *predictable(models, held_out, rng),
         *selective(models, held_out, rng),
-        *monosemantic(models["trained"], held_out[:2048], rng),
+        *monosemantic(models, held_out[:2048], rng),
         *graph(params, config, rng),
         *memory(models["trained"], training[:100_000], rng),
     ]
