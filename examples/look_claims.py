@@ -64,8 +64,8 @@ def predictable(models: dict[str, Model], text: bytes, rng: np.random.Generator)
     if beyond and (min(beyond) > 0 or max(beyond) < 0):
         way = "fewer" if beyond[0] > 0 else "more"
         yield prose(
-            f"**A correlation is there, beyond chance in {len(beyond)} of {models['trained'].config.n_layer} layers:** `xy_sparse`",
-            f"has {way} active neurons where the text is predictable.",
+            f"**A correlation is there, beyond chance in {len(beyond)} of {models['trained'].config.n_layer} layers:**",
+            f"`xy_sparse` has {way} active neurons where the text is predictable.",
         )
     else:
         yield prose("**Not reproduced:** layers disagree on the sign, or stay within chance.")
@@ -187,9 +187,8 @@ def memory(model: Model, text: bytes, rng: np.random.Generator) -> Iterator[str]
     yield table(["bytes", *(f"norm {i}" for i in layers), *(f"rank {i}" for i in layers)], cells)
     yield prose(
         "A word is planted in a sentence, `The name is ...`, and asked for after other bytes: how much less it",
-        "costs than one that was",
-        "not planted, in bits per byte, of 12 words, with the standard error. Readable is what exceeds 95 of 100 exchanges of the",
-        "two, which one cell in twenty would without any memory.",
+        "costs than one that was not planted, in bits per byte, of 12 words, with the standard error. Readable is what exceeds",
+        "95 of 100 exchanges of the two, which one cell in twenty would without any memory.",
     )
     distances = [0, 16, 64, 256, 1024, 4096]
     kinds = {"random letters": False, "a word of the text": True}

@@ -33,11 +33,11 @@ class TextOrCommand(click.Group):
 def command() -> None:
     """Look inside a model: bdh-look TEXT -o page.html writes a page about how it reads TEXT.
 
-    TEXT that is the name of a command goes after it: bdh-look page TEXT.
+    Its options are those of bdh-look page. A TEXT that is the name of a command goes after it: bdh-look page neurons.
     """
 
 
-@command.command(PAGE)
+@command.command(PAGE, short_help="A page about how a model reads TEXT; its name may be left out.")
 @click.argument("text")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), default=Path("look.html"), show_default=True, help="- is stdout."

@@ -40,7 +40,7 @@ def write_json(report: Path | None, found: Any) -> None:
         put(report, (json.dumps(found, indent=1) + "\n").encode())
 
 
-@click.command("neurons")
+@click.command("neurons", short_help="Who is active over a text, and for what, beside what chance gives.")
 @data_option
 @click.option(
     "--also", multiple=True, type=FILE, help="Density of these checkpoints too, such as those of a run; may be repeated."
@@ -135,11 +135,12 @@ def neurons(
         ],
     )
     if synapses:
-        said["synapses"] = study.synapses(model, text[:2048], rng, min(window, 256))
+        entries = study.synapses(model, text[:2048], rng, min(window, 256))
+        said["synapses"] = [r | {"contexts": [quoted(some) for some in r["contexts"]]} for r in entries]
         show(
             "State entries whose part in what is read goes most with a label (Pearson), and what chance gives",
-            ("label", "synapse (layer, head, neuron, feature)", "r", "chance"),
-            [(r["label"], str(tuple(r["synapse"])), r["r"], r["chance"]) for r in said["synapses"]],
+            ("label", "synapse (layer, head, neuron, feature)", "r", "chance", "where most passes through (at the last byte)"),
+            [(r["label"], str(r["synapse"]), r["r"], r["chance"], " | ".join(r["contexts"])) for r in said["synapses"]],
         )
     write_json(report, said)
 
@@ -166,7 +167,7 @@ def show_training(said: dict[str, Any]) -> None:
         show("Of other checkpoints", ("checkpoint", *kinds, "bits per byte"), rows)
 
 
-@click.command("graph")
+@click.command("graph", short_help="Who excites whom: degrees, tails and communities.")
 @click.option("--edges", default=8.0, show_default=True, help="Edges per neuron on average: they set the threshold.")
 @click.option("--graphml", "graphml_to", type=FILE, help="Write the graphs as GraphML to FILE.Gx.graphml and FILE.Gy.graphml.")
 @click.option("--picture", "picture_to", type=FILE, help="Draw them to FILE.Gx.png and FILE.Gy.png.")
@@ -298,7 +299,7 @@ def degree_row(name: str, way: str, degrees: Array, tail: Any) -> tuple[Any, ...
     return (*start, tail.exponent, tail.start, tail.size, tail.goodness, tail.against_lognormal, tail.against_exponential)
 
 
-@click.command("state")
+@click.command("state", short_help="What is remembered of a text and how long, or two saved states compared.")
 @click.argument("states", nargs=-1, type=FILE)
 @click.option("--data", type=FILE, help="A text: norm and rank of the state over it, and how long a planted fact can be read.")
 @click.option("--max-bytes", default=100_000, show_default=True, help="How much of the text to read.")

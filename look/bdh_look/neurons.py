@@ -217,7 +217,7 @@ def synapses(model: Model, text: bytes, rng: np.random.Generator, window: int = 
     least = min(window, T // 4)
     moved = [np.roll(some, int(one), axis=1) for one in rng.integers(least, T - least + 1, shifts)]
     asked, K = np.concatenate([some, *moved]).astype(np.float32), len(names)  # (1 + shifts) K, T
-    best, where = np.zeros(len(asked)), [(0, 0, 0, 0)] * len(asked)
+    best, where, places = np.zeros(len(asked)), [(0, 0, 0, 0)] * len(asked), [[0]] * len(asked)
     traced = [model.trace(part) for part in windows(text, window, batch=1)]
     for i, j in np.ndindex(config.n_layer, config.n_head):
         q = np.stack([stages[f"layers.{i}.rotated"][0, j] for stages in traced])  # windows W N
@@ -231,9 +231,17 @@ def synapses(model: Model, text: bytes, rng: np.random.Generator, window: int = 
             for k in np.flatnonzero(r.max(1) > best):
                 neuron, feature = divmod(int(r[k].argmax()), config.n_embd)
                 best[k], where[k] = r[k].max(), (i, j, start + neuron, feature)
+                places[k] = np.argsort(-passed[:, r[k].argmax()], kind="stable")[:4].tolist()
     chance = np.quantile(best[K:].reshape(shifts, K), 1 - CHANCE, axis=0, method="higher")
     return [
-        {"label": name, "synapse": where[k], "r": float(best[k]), "chance": float(chance[k])} for k, name in enumerate(names)
+        {
+            "label": name,
+            "synapse": where[k],
+            "r": float(best[k]),
+            "chance": float(chance[k]),
+            "contexts": [text[max(0, at - 12) : at + 1] for at in places[k]],  # where most passes through, at the last byte
+        }
+        for k, name in enumerate(names)
     ]
 
 
