@@ -138,3 +138,19 @@ def test_the_text_can_be_read_in_both_schemes(shown: Any) -> None:
     light = [sum(int(part) for part in colour.strip("rgba()").split(",")[:3]) / 765 for colour in (ink, paper)]
     assert abs(light[0] - light[1]) > 0.7
     assert Path(shown.url).name == "look.html"
+
+
+def test_without_causes_the_page_shows_what_was_read(browser: Any, tmp_path: Path) -> None:
+    file = tmp_path / "look.html"
+    file.write_text(page(bdh_spec.load(backend="numpy"), b"The dragon\xff", with_causes=False), encoding="utf-8")
+    tab = browser.new_page()
+    errors: list[str] = []
+    tab.on("pageerror", lambda error: errors.append(str(error)))
+    tab.goto(file.as_uri())
+    tab.wait_for_selector("html[data-ready]")
+    tab.click("#b9")
+    assert not tab.is_visible("#causes-section")
+    assert not tab.is_visible("#shade")
+    assert tab.evaluate("document.getElementById('b8').style.getPropertyValue('--r')")
+    tab.close()
+    assert errors == []
