@@ -362,6 +362,9 @@ def state(
     distances = [0, *(p for p in places if p <= len(text) // 4)]
     said: dict[str, Any] = {"model": chosen.name, "seed": taken, "course": rows}
     for name, known in (("of random letters", False), ("of the text", True)):
+        if known and len(study.vocabulary(text)) < 2:
+            chosen.say("the text has no two words of 5 to 9 letters, so none of its words is planted")
+            continue
         recalls = study.recall(model, text, distances, rng, trials, known=known)
         show(
             f"A planted word {name}: bits per byte that it costs less than one that was not planted, {trials} trials",

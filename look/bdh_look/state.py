@@ -91,13 +91,13 @@ def recall(
     if len(filler) < furthest + trials:
         raise LookError(f"{len(filler)} bytes of filler for distances up to {furthest}: give a longer text")
     gains: dict[int, list[float]] = {distance: [] for distance in sorted(set(distances))}
-    vocabulary = sorted({word.decode() for word in re.findall(rb"\b[a-z]{5,9}\b", filler)})
-    if known and len(vocabulary) < 2:
+    words_of_filler = vocabulary(filler)
+    if known and len(words_of_filler) < 2:
         raise LookError("the filler has no two words of 5 to 9 letters to plant: give a text with words")
     head, _, tail = sentence.partition("{}")
     for _ in range(trials):
         words = (
-            [str(word) for word in rng.choice(vocabulary, 2, replace=False)]
+            [str(word) for word in rng.choice(words_of_filler, 2, replace=False)]
             if known
             else ["".join(rng.choice(ALPHABET, 6)) for _ in "ab"]
         )
@@ -121,6 +121,15 @@ def recall(
         )
         for distance, found in gains.items()
     ]
+
+
+def vocabulary(text: bytes) -> list[str]:
+    """The words of 5 to 9 small letters in a text.
+
+    >>> vocabulary(b"The small, smooth dragon sleeps.")
+    ['dragon', 'sleeps', 'small', 'smooth']
+    """
+    return sorted({word.decode() for word in re.findall(rb"\b[a-z]{5,9}\b", text)})
 
 
 def cost(model: Model, state: State, head: bytes, word: bytes) -> float:
