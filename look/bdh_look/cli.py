@@ -22,6 +22,8 @@ class TextOrCommand(click.Group):
     """A group in which a first word that names no command is the text of a page."""
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        if not args and not context.resilient_parsing:
+            raise click.UsageError(f"there is nothing to look at: give a TEXT, or one of {', '.join(sorted(self.commands))}")
         own = {word for param in self.params for word in param.opts} | set(context.help_option_names)
         if args and args[0] not in self.commands and args[0] not in own:
             args = [PAGE, *args]

@@ -155,6 +155,10 @@ def test_misuse_gets_one_sentence(
     assert sorted(path.name for path in folder.iterdir()) == ["m.safetensors", "text"]
 
 
+def test_no_words_at_all_get_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "there is nothing to look at: give a TEXT, or one of graph, " in refused(monkeypatch, capsys)
+
+
 def test_other_vocabularies_than_bytes_are_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
