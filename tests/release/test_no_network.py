@@ -53,12 +53,16 @@ model.trace(tokens)
 """
 
 LINES = {
-    **{f"import {name}": ["python", "-c", f"import {name}"] for name in ("bdh_spec", "bdh_convert.cli", "bdh_conformance.cli")},
+    **{
+        f"import {name}": ["python", "-c", f"import {name}"]
+        for name in ("bdh_spec", "bdh_convert.cli", "bdh_conformance.cli", "bdh_look.cli")
+    },
     **{f"generate {port}": ["bdh-generate", "The ", "--backend", port, "-n", "5"] for port in PORTS},
     **{f"train {port}": ["python", "-c", TRAIN.replace("BACKEND", repr(port))] for port in PORTS},
     "conform numpy": ["bdh-conform", "numpy", "--tier", "smoke", "--channel", "logits", "--dtype", "fp32"],
     "backends": ["bdh-generate", "--backends"],
     "convert": ["bdh-convert", "->hf", "m.safetensors"],
+    "look": ["bdh-look", "The dragon", "--backend", "numpy"],
     "inspect": ["bdh-convert", "--inspect", "m.safetensors"],
     "vectors": ["bdh-conform", "vectors", "export", "vectors"],
     "transformers": ["python", "-c", FACE],

@@ -55,6 +55,7 @@ def packaged() -> Iterator[str]:
         "generate",
         "train",
         "bench",
+        "look",
     ):
         for package in (ROOT / parent).glob("bdh_*"):
             files = (path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
@@ -118,6 +119,7 @@ COMMANDS = [
     "bdh-convert torch-to-hf m.pt -o m.hf",
     "bdh-convert --inspect m.hf",
     "bdh-generate 'The ' m.hf --seed 7 -n 20 | cmp - text",
+    "bdh-look 'The dragon' -o page.html && grep -q 'Expected next' page.html",
     "bdh-conform numpy --tier smoke -q",
     "bdh-conform vectors export vectors && test -f vectors/first_steps/case.txt",
     "! python -c 'import torch'",
