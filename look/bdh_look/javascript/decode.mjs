@@ -154,7 +154,10 @@ export function check_token(token, config) {
 
 /** The sum of row * x, where the row starts at `start` of the weights. */
 function dot(weights, start, x, D) {
-  let [s0, s1, s2, s3] = [0, 0, 0, 0]; // sums that do not wait for one another
+  let s0 = 0; // four sums that do not wait for one another
+  let s1 = 0;
+  let s2 = 0;
+  let s3 = 0;
   let d = 0;
   for (; d + 3 < D; d += 4) {
     s0 += weights[start + d] * x[d];
@@ -178,7 +181,8 @@ function fire(encoder, first, N, x, x_sparse) {
 /** rope of one head (R4), zero where both neurons of a pair are silent. */
 function rope_of_those_that_fire(x_sparse, first, N, { cos, sin }, rotated) {
   for (let n = 0; n < N; n += 2) {
-    const [a, b] = [x_sparse[first + n], x_sparse[first + n + 1]];
+    const a = x_sparse[first + n];
+    const b = x_sparse[first + n + 1];
     if (a === 0 && b === 0) {
       rotated[first + n] = rotated[first + n + 1] = 0;
       continue;

@@ -33,7 +33,8 @@ export function embed(tokens, params, config) {
  */
 export function layer_norm(x, D, out = new x.constructor(x.length)) {
   for (let start = 0; start < x.length; start += D) {
-    let [sum, squares] = [0, 0];
+    let sum = 0;
+    let squares = 0;
     for (let d = start; d < start + D; d++) sum += x[d];
     const mean = sum / D;
     for (let d = start; d < start + D; d++) squares += (x[d] - mean) * (x[d] - mean);
