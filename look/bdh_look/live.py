@@ -6,6 +6,7 @@ import base64
 import html
 import re
 import sys
+import warnings
 import webbrowser
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,7 +14,7 @@ from tempfile import TemporaryDirectory
 import click
 
 import bdh_spec
-from bdh_spec import BDHError, CheckpointError, TokensError
+from bdh_spec import BDHError, CheckpointError, ForeignTokensWarning, TokensError
 from bdh_spec.checkpoint import EMBEDDED
 from bdh_spec.files import shown, whole_file
 from bdh_spec.registry import Freqs
@@ -66,7 +67,9 @@ def page(checkpoint: bytes | None = None, name: str = "") -> str:
 
 def canonical(path: Path | None, n_layer: int | None = None, freqs: Freqs | None = None) -> bytes:
     """A checkpoint of any dialect as the bytes of a canonical file, refused if its tokens are no bytes or a page cannot carry it."""
-    params, config = bdh_spec.read(path, n_layer, freqs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ForeignTokensWarning)
+        params, config = bdh_spec.read(path, n_layer, freqs)
     if config.vocab_size > BYTES:
         raise TokensError(f"{path} has {config.vocab_size} tokens, and bytes are {BYTES}: use its own tokenizer with bdh_spec.load")
     if (size := sum(weight.nbytes for weight in params)) > LARGEST:
@@ -92,13 +95,10 @@ def live(
     """Write a page that runs a model while one types: one HTML file, which opens without a server or a network."""
     if empty and checkpoint:
         raise click.UsageError(f"--empty leaves the model out, so {checkpoint} would be ignored: leave one of them out")
-    try:
-        _refuse_to_replace(output, force)
-        text = page() if empty else page(canonical(checkpoint, n_layer, freqs), (checkpoint or EMBEDDED).name)
-        with whole_file(output, replace=force) as part:
-            part.write_text(text, encoding="utf-8")
-    except BDHError as error:
-        raise click.UsageError(str(error)) from None
+    _refuse_to_replace(output, force)
+    text = page() if empty else page(canonical(checkpoint, n_layer, freqs), (checkpoint or EMBEDDED).name)
+    with whole_file(output, replace=force) as part:
+        part.write_text(text, encoding="utf-8")
     click.echo(output)
     if show:
         webbrowser.open(output.resolve().as_uri())
@@ -115,8 +115,9 @@ def main() -> None:
     """Run the command: bad input is one sentence on stderr and exit status 2."""
     try:
         live.main(standalone_mode=False)
-    except click.ClickException as error:
-        print(f"bdh-look: {shown(error.format_message())}", file=sys.stderr)
+    except (click.ClickException, BDHError, OSError) as error:
+        sentence = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        print(f"bdh-look: {shown(sentence)}", file=sys.stderr)
         sys.exit(MISUSE)
 
 

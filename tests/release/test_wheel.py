@@ -55,6 +55,7 @@ def packaged() -> Iterator[str]:
         "generate",
         "train",
         "bench",
+        "look",
     ):
         for package in (ROOT / parent).glob("bdh_*"):
             files = (path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts)

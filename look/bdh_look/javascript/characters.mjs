@@ -28,6 +28,13 @@ export function as_bytes(text) {
   return Uint8Array.from([...text].flatMap((c) => (is_private(c) ? [c.charCodeAt(0) - PRIVATE] : [...encoder.encode(c)])));
 }
 
+/** How many bytes a character of such a text stands for. */
+export function byte_length(character) {
+  const point = character.codePointAt(0);
+  if (is_private(character)) return 1;
+  return point < 0x80 ? 1 : point < 0x800 ? 2 : point < 0x10000 ? 3 : 4;
+}
+
 /**
  * One byte as a reader would name it.
  * @param {number} byte

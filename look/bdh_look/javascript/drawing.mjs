@@ -35,11 +35,11 @@ export function bar(label, length, share, { row = "", fill = "" } = {}) {
   return element("li", { class: row }, label, element("span", { class: "track" }, inner), element("span", { class: "share" }, share));
 }
 
-/** Text around a byte, with the byte marked: as many characters before it as fit. */
-export function context(tokens, t, before = 12, after = 3) {
+/** Text around a byte, with the byte marked; padded on the left, so that one stands below the other. */
+export function context(tokens, t, before = 12, after = 3, pad = before) {
   const visible = (bytes) => as_text(bytes).replaceAll("\n", "⏎").replaceAll("\t", "⇥");
   const here = visible([tokens[t]]).replace(" ", "␣");
-  return [visible(tokens.slice(Math.max(0, t - before), t)), element("b", {}, here), visible(tokens.slice(t + 1, t + 1 + after))];
+  return [visible(tokens.slice(Math.max(0, t - before), t)).padStart(pad), element("b", {}, here), visible(tokens.slice(t + 1, t + 1 + after))];
 }
 
 /** A colour of the page's style sheet as [red, green, blue]. */
@@ -115,7 +115,7 @@ export function draw_memory(canvas, memory, heads, N, D) {
     const [k, within] = [Math.floor(y / (band + gap)), y % (band + gap)];
     for (let x = 0; x < width; x++) {
       const value = within < band ? pixels[(k * band + within) * width + x] : 0;
-      const rgb = within >= band ? card : mixed(faint, value > 0 ? plus : minus, most ? (Math.abs(value) / most) ** 0.6 : 0);
+      const rgb = within >= band ? card : mixed(faint, value > 0 ? plus : minus, most ? Math.min(1, (2 * Math.abs(value)) / most) ** 0.75 : 0);
       image.data.set([...rgb, 255], 4 * (y * width + x));
     }
   }

@@ -1,12 +1,12 @@
 /** The page: what happens when somebody types, drops a file, moves the cursor or presses a button. */
 
-import { as_bytes, as_text, named } from "./characters.mjs";
+import { as_bytes, as_text, byte_length, named } from "./characters.mjs";
 import { is_state, read, read_state, save_state } from "./checkpoint.mjs";
 import { Model, check_token } from "./decode.mjs";
-import { bar, colour, columns_for, context, counted, draw_lesson, draw_memory, draw_neurons, element, percent } from "./drawing.mjs";
+import { bar, columns_for, context, counted, draw_lesson, draw_memory, draw_neurons, element, percent } from "./drawing.mjs";
 import { BDHError, CheckpointError, SamplingError, shown } from "./errors.mjs";
 import { log_softmax } from "./model.mjs";
-import { WEIGHTS, count, fingerprint } from "./params.mjs";
+import { count, fingerprint } from "./params.mjs";
 import { Reading, lesson, shuffled, strongest, value_at } from "./reading.mjs";
 import { Sampling, check_length, sample, uniform } from "./sampling.mjs";
 import { stream } from "./text.mjs";
@@ -15,6 +15,8 @@ const OPENING = "The quick brown fox jumps over the lazy dog. The quick brown f"
 const SLICE = 24; // milliseconds of work before the page may breathe
 const REDRAW = 120; // milliseconds between two pictures while it works
 const NEAR = 64; // tokens that are read again at once, to show a state or to go back
+const CANDIDATES = 10; // bytes shown under "What comes next?"
+const LOOKED_BACK = 8; // and under "What it looked back at"
 const STRIP = 600; // bytes of text shown under "What it looked back at"
 
 const $ = (id) => document.getElementById(id);
@@ -56,7 +58,8 @@ async function work(steps, told) {
       if (mine !== app.job) return false;
     }
   } catch (error) {
-    complain(error);
+    if (mine === app.job) stop();
+    return complain(error);
   }
   if (mine !== app.job) return false;
   set_working(false);
@@ -139,7 +142,6 @@ function open_bytes(bytes, name) {
   $("desk").hidden = false;
   choices($("layers"), "layer", Array.from({ length: config.n_layer }, (_, i) => [String(i + 1), i]), app.layer);
   choices($("heads"), "head", [["all", null], ...Array.from({ length: config.n_head }, (_, h) => [String(h + 1), h])], app.head);
-  $("learned").replaceChildren();
   dismiss();
   const opening = as_bytes(OPENING).every((byte) => byte < config.vocab_size) ? OPENING : "";
   begin(null, as_bytes($("text").value || opening));
@@ -199,6 +201,8 @@ function show_text() {
   const field = $("text");
   field.value = as_text(app.target);
   field.setSelectionRange(field.value.length, field.value.length);
+  const frame = field.closest(".editor");
+  requestAnimationFrame(() => (frame.scrollTop = frame.scrollHeight));
 }
 
 const shades = []; // of each character: its element, its text, and what it was last drawn as
@@ -211,7 +215,7 @@ function draw_text() {
   const { bits } = app.reading;
   let [at, i] = [0, 0];
   for (const character of written) {
-    const length = as_bytes(character).length;
+    const length = byte_length(character);
     const cost = bits.slice(at, at + length).reduce((sum, one) => sum + (one ?? 0), 0);
     const unread = at + length > bits.length;
     const here = app.chosen >= at && app.chosen < at + length;
@@ -258,8 +262,8 @@ function draw_next() {
   const chances = log_softmax(logits).map(Math.exp);
   const came = target[chosen + 1];
   const order = [...chances.keys()].sort((a, b) => chances[b] - chances[a]);
-  const rows = order.slice(0, 8);
-  if (came !== undefined && !rows.includes(came)) rows[7] = came;
+  const rows = order.slice(0, CANDIDATES);
+  if (came !== undefined && !rows.includes(came)) rows[CANDIDATES - 1] = came;
   $("next").replaceChildren(
     ...rows.map((byte) => {
       const label = element("span", { class: "byte", title: `byte ${byte}` }, named(byte));
@@ -267,7 +271,7 @@ function draw_next() {
     }),
   );
   const mean = reading.mean_bits();
-  const after = element("span", { class: "place" }, ...context(target, chosen, 18, 0));
+  const after = element("span", { class: "place" }, ...context(target, chosen, 18, 0, 0));
   const followed = came === undefined ? "" : ` Outlined: the byte that came, rank ${order.indexOf(came) + 1} of ${order.length}.`;
   const sum = Number.isNaN(mean) ? "" : ` The whole text so far costs ${counted(mean, 2)} bits per byte; 8 would be guessing.`;
   $("next-after").replaceChildren("After ", after, ` the model expects these bytes.${followed}${sum}`);
@@ -305,7 +309,7 @@ function draw_back() {
   });
   strip.replaceChildren(...spans);
   strip.scrollTop = strip.scrollHeight;
-  const best = [...share.keys()].sort((a, b) => Math.abs(share[b]) - Math.abs(share[a])).slice(0, 6);
+  const best = [...share.keys()].sort((a, b) => Math.abs(share[b]) - Math.abs(share[a])).slice(0, LOOKED_BACK);
   $("back").replaceChildren(
     ...best.map((u) => bar(place(u), Math.abs(share[u]) / most, percent(Math.abs(share[u])), { fill: share[u] < 0 ? "down" : "" })),
   );
@@ -362,7 +366,7 @@ function draw_neuron(layer = app.layer, at = null) {
   if (!record || row === undefined) return $("neuron").replaceChildren();
   const activity = reading.records.map((kept) => (kept ? value_at(kept[layer].fired, row) : 0));
   const best = [...activity.keys()].filter((t) => activity[t] > 0).sort((a, b) => activity[b] - activity[a]).slice(0, 3);
-  const where = best.flatMap((t) => [element("span", { class: "place" }, ...context(app.target, t, 6, 0)), " "]);
+  const where = best.flatMap((t) => [element("span", { class: "place" }, ...context(app.target, t, 6, 0, 0)), " "]);
   const who = at === null ? `Strongest through the gate of layer ${layer + 1}: neuron` : `Layer ${layer + 1}, neuron`;
   $("neuron").replaceChildren(`${who} ${neuron(row, model.config)}. `, best.length ? "In this text it fires most at " : "It has not fired in this text.", ...where);
 }
@@ -386,7 +390,7 @@ function draw_state(underway) {
   const when = length === chosen + 1 ? "after this byte" : "after the last byte read";
   $("memory-hint").textContent =
     `All it knows of the text is this state, of the same size however long the text gets. Layer ${layer + 1} ${when}: neurons across, ` +
-    `features down${nh > 1 && head === null ? ", a band for each head" : ""}. Each byte adds to the rows of the neurons that fire.`;
+    `features down${nh > 1 && head === null ? ", a band for each head" : ""}. Every byte adds to the synapses of the neurons that fire.`;
   draw_memory($("memory"), memory, head === null ? [...Array(nh).keys()] : [head], N, D);
   const [start, end] = head === null ? [0, numbers] : [head * N * D, (head + 1) * N * D];
   $("synapses").replaceChildren(...strongest(memory, start, end, 8).map((at) => synapse(memory, at, length)));
@@ -403,8 +407,9 @@ function synapse(memory, at, length) {
   return element(
     "tr",
     {},
-    element("td", {}, neuron(row, model.config)),
-    element("td", {}, String(d + 1)),
+    element("td", {}, counted(Math.floor(row / model.config.n_neurons) + 1)),
+    element("td", {}, counted((row % model.config.n_neurons) + 1)),
+    element("td", {}, counted(d + 1)),
     element("td", { class: sign > 0 ? "plus" : "minus" }, `${sign > 0 ? "+" : "−"}${counted(Math.abs(memory[at]), 1)}`),
     element("td", {}, ...(best.length ? best.map(place) : ["before this text"])),
   );
@@ -453,18 +458,14 @@ function* teaching(phrase, times) {
 
 function show_lesson(prompt, times, bits, control, [before, after]) {
   const often = times === 1 ? "once" : `${times} times`;
-  const saved = 1 - bits.at(-1) / bits[0];
-  const verdict = saved > 0.05 ? `${percent(saved)} less surprise` : saved < -0.05 ? `${percent(-saved)} more surprise` : "hardly a difference";
+  const [first, last] = [bits[0], bits.at(-1)];
+  const verdict = last > 0.95 * first ? "it learned nothing" : last > 0.95 * control ? "no better than after the same bytes shuffled" : `${percent(1 - last / first)} less surprise`;
   const completion = (when, rest) => element("blockquote", {}, element("small", {}, when), as_text(prompt), element("b", {}, as_text(rest).replaceAll("\n", "⏎")));
-  const sum = element("p", { class: "verdict" }, element("strong", {}, `${counted(bits[0], 2)} → ${counted(bits.at(-1), 2)}`), ` bits per byte after reading it ${often}: ${verdict}.`);
+  const sum = element("p", { class: "verdict" }, element("strong", {}, `${counted(first, 2)} → ${counted(last, 2)}`), ` bits per byte after reading it ${often}: ${verdict}.`);
   const told = `Each point is one reading of the phrase. The ring is a control: the phrase after its bytes, shuffled, were read ${often}: ${counted(control, 2)}.`;
-  $("learned").replaceChildren(
-    sum,
-    draw_lesson(bits, control),
-    element("p", { class: "hint" }, told),
-    completion("Asked to complete it before:", before),
-    completion(`and after reading it ${often}:`, after),
-  );
+  $("learned").replaceChildren(sum, draw_lesson(bits, control), element("p", { class: "hint" }, told));
+  const asked = "Asked to complete it, with the likeliest byte each time, ";
+  $("completed").replaceChildren(completion(`${asked}before:`, before), completion(`${asked}after reading it ${often}:`, after));
 }
 
 // ---- Talk ----
@@ -480,7 +481,6 @@ function complain(error) {
   if (!(error instanceof BDHError)) throw error;
   $("notice").firstElementChild.textContent = error.message;
   $("notice").hidden = false;
-  stop();
 }
 
 function dismiss() {
@@ -555,7 +555,7 @@ function listen() {
     event.preventDefault();
     const form = event.target.elements;
     const how = new Sampling(Number(form.temperature.value), Number(form.top_k.value), BigInt(form.seed.value));
-    const length = Number(form.length.value);
+    const length = Number(form.bytes.value);
     check_length(length);
     if (!app.target.length) throw new SamplingError("the text is empty: a text begins with at least one byte");
     work(writing_on(length, how), speed("written"));
