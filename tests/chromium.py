@@ -6,6 +6,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -14,6 +15,18 @@ from typing import Any
 FOUND = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 # A browser in a container has neither a sandbox nor much shared memory.
 OPTIONS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--hide-scrollbars"]
+# The browser reads commands from its file 3 and answers on its file 4.
+LAUNCH = """
+import os, sys
+to, of = map(int, sys.argv[1:3])
+if of == 3:
+    of = os.dup(of)
+os.dup2(to, 3)
+os.dup2(of, 4)
+for number in (3, 4):
+    os.set_inheritable(number, True)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 PATIENCE = 60.0  # seconds until a browser that does not answer is an error
 
 
@@ -25,15 +38,20 @@ class Chromium:
         self.profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         theirs, self.to = os.pipe()
         self.of, ours = os.pipe()
-        command = [FOUND, *OPTIONS, f"--user-data-dir={self.profile.name}", "--remote-debugging-pipe", "about:blank"]
-        # The browser reads commands from its file 3 and answers on its file 4.
-        self.process = subprocess.Popen(
-            ["sh", "-c", f'exec "$@" 3<&{theirs} 4>&{ours}', "sh", *command], pass_fds=(theirs, ours), stderr=subprocess.DEVNULL
-        )
+        launch = [sys.executable, "-S", "-c", LAUNCH, str(theirs), str(ours), FOUND, *OPTIONS]
+        command = [*launch, f"--user-data-dir={self.profile.name}", "--remote-debugging-pipe", "about:blank"]
+        self.process = subprocess.Popen(command, pass_fds=(theirs, ours), stderr=subprocess.DEVNULL)
         os.close(theirs)
         os.close(ours)
         self.number, self.unread, self.session = 0, b"", ""
         self.console: list[str] = []
+        try:
+            self._attach()
+        except BaseException:
+            self.close()
+            raise
+
+    def _attach(self) -> None:
         pages = [t for t in self.ask("Target.getTargets")["targetInfos"] if t["type"] == "page"]
         self.session = self.ask("Target.attachToTarget", targetId=pages[0]["targetId"], flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "DOM"):
@@ -109,7 +127,8 @@ class Chromium:
     def drop(self, file: Path) -> None:
         """Drop a file on the page."""
         data = {"items": [], "files": [str(file.resolve())], "dragOperationsMask": 1}
-        for kind in ("dragEnter", "dragOver", "drop"):
+        for kind in ("dragEnter", "dragOver", "dragOver", "drop"):
+            time.sleep(0.05)  # for the page to answer, as it does between two movements of a mouse
             self.ask("Input.dispatchDragEvent", type=kind, x=200, y=200, data=data)
 
     def look(self, width: int, height: int = 900, scheme: str = "light") -> None:

@@ -93,8 +93,11 @@ def live(
     checkpoint: Path | None, output: Path, empty: bool, show: bool, n_layer: int | None, freqs: Freqs | None, force: bool
 ) -> None:
     """Write a page that runs a model while one types: one HTML file, which opens without a server or a network."""
-    if empty and checkpoint:
-        raise click.UsageError(f"--empty leaves the model out, so {checkpoint} would be ignored: leave one of them out")
+    ignored = checkpoint or (n_layer and "--n-layer") or (freqs and "--freqs")
+    if empty and ignored:
+        raise click.UsageError(f"--empty leaves the model out, so {ignored} would be ignored: leave one of them out")
+    if n_layer and not checkpoint:
+        raise click.UsageError("the embedded model knows its layers, so --n-layer would be ignored: leave it out")
     _refuse_to_replace(output, force)
     text = page() if empty else page(canonical(checkpoint, n_layer, freqs), (checkpoint or EMBEDDED).name)
     with whole_file(output, replace=force) as part:

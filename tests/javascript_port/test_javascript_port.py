@@ -29,8 +29,8 @@ Refusal = Callable[..., str]
 MISTAKES = {
     "the write before the read": (
         "decode",
-        "attention[d] += q * held;",
-        "attention[d] += q * (held + q * x[d]);",
+        "attention[d] += q0 * held0 + q1 * held1;",
+        "attention[d] += q0 * (held0 + q0 * x[d]) + q1 * (held1 + q1 * x[d]);",
         "square_head differs from the specification at decode.16777217.logits (agrees through nothing before it)",
     ),
     "a carry that is lost": (
