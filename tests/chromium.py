@@ -1,4 +1,4 @@
-"""A browser for tests: Chromium without a window, driven over its own protocol through a pipe, with nothing but the standard library."""
+"""A browser for tests: Chromium without a window, driven over its own protocol by nothing but the standard library."""
 
 import base64
 import json
@@ -60,7 +60,9 @@ class Chromium:
     def ask(self, method: str, **params: Any) -> dict[str, Any]:
         """Send a command and wait for its result."""
         self.number += 1
-        message = {"id": self.number, "method": method, "params": params} | ({"sessionId": self.session} if self.session else {})
+        message = {"id": self.number, "method": method, "params": params} | (
+            {"sessionId": self.session} if self.session else {}
+        )
         os.write(self.to, json.dumps(message).encode() + b"\0")
         while True:
             answer = self._next()
@@ -136,8 +138,9 @@ class Chromium:
         self.ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         self.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
-    def screenshot(self, path: Path, whole: bool = True) -> None:
-        image = self.ask("Page.captureScreenshot", captureBeyondViewport=whole, **({} if whole else {}))
+    def screenshot(self, path: Path) -> None:
+        """The whole page as a picture."""
+        image = self.ask("Page.captureScreenshot", captureBeyondViewport=True)
         path.write_bytes(base64.b64decode(image["data"]))
 
     def close(self) -> None:

@@ -66,12 +66,14 @@ def page(checkpoint: bytes | None = None, name: str = "") -> str:
 
 
 def canonical(path: Path | None, n_layer: int | None = None, freqs: Freqs | None = None) -> bytes:
-    """A checkpoint of any dialect as the bytes of a canonical file, refused if its tokens are no bytes or a page cannot carry it."""
+    """A checkpoint of any dialect as a canonical file, refused if its tokens are no bytes or it is too large for a page."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", ForeignTokensWarning)
         params, config = bdh_spec.read(path, n_layer, freqs)
     if config.vocab_size > BYTES:
-        raise TokensError(f"{path} has {config.vocab_size} tokens, and bytes are {BYTES}: use its own tokenizer with bdh_spec.load")
+        raise TokensError(
+            f"{path} has {config.vocab_size} tokens, and bytes are {BYTES}: use its own tokenizer with bdh_spec.load"
+        )
     if (size := sum(weight.nbytes for weight in params)) > LARGEST:
         raise CheckpointError(
             f"{path} holds {size:,} bytes, and a page carries up to {LARGEST:,}: write it with --empty, and drop the file on it"

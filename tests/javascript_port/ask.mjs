@@ -85,6 +85,19 @@ const answers = {
   },
   /** CHECKPOINT: nothing, if it can be read */
   open: (path) => void opened(path) ?? "",
+  /** FILE...: of each the sentence with which it is refused, or null */
+  refusals(...paths) {
+    const refused = (path) => {
+      try {
+        opened(path);
+        return null;
+      } catch (error) {
+        if (!(error instanceof BDHError)) throw error;
+        return error.message;
+      }
+    };
+    return JSON.stringify(paths.map(refused));
+  },
 };
 
 try {

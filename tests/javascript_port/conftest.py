@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from chromium import FOUND, Chromium
 
 import bdh_spec
 from bdh_look.live import JAVASCRIPT
 from bdh_spec import BDHConfig, Params
-from chromium import FOUND, Chromium
 
 Ask = Callable[..., bytes]
 

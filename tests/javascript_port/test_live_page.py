@@ -12,16 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from chromium import Chromium
 
 import bdh_spec
 from bdh_conformance.files import vectors
 from bdh_conformance.files.check import DIFFERS, check
 from bdh_look.live import JAVASCRIPT, bundle, canonical, page
 from bdh_spec import BDHConfig, Params
-from bdh_spec.checkpoint import EMBEDDED, metadata, save_state
+from bdh_spec.checkpoint import EMBEDDED, metadata, read_state, save_state
 from bdh_spec.files import write_safetensors
 from bdh_spec.params import fingerprint
-from chromium import Chromium
 
 OPENING = "The quick brown fox jumps over the lazy dog. The quick brown f"
 READ = "document.querySelector('#stop').disabled && /^\\d+ bytes/.test(document.querySelector('#status').textContent)"
@@ -93,7 +93,9 @@ def test_it_writes_the_text_that_the_specification_writes(live: Chromium) -> Non
     for name, value in {"bytes": "60", "temperature": "0.8", "top_k": "0", "seed": str(2**64 - 3)}.items():
         live.run(f"document.querySelector('#generate [name={name}]').value = '{value}'")
     live.click("#go")
-    live.wait("document.querySelector('#status').textContent.startsWith('64 bytes') && document.querySelector('#stop').disabled")
+    live.wait(
+        "document.querySelector('#status').textContent.startsWith('64 bytes') && document.querySelector('#stop').disabled"
+    )
     wanted = bdh_spec.load(backend="numpy").generate("The ", 60, 0.8, None, 2**64 - 3)
     found = live.run(f"[...{TYPED}].map((c) => c.charCodeAt(0) & 0xff)")
     assert bytes(found) == wanted
@@ -115,7 +117,9 @@ def test_losses_chances_and_attention_are_the_specification_s(live: Chromium) ->
     best = int(np.abs(scores).argmax())
     assert live.run("document.querySelector('#back .place').title") == f"Look inside at byte {best + 1}"
     share = np.abs(scores[best]) / np.abs(scores).sum()
-    assert float(live.run("document.querySelector('#back .share').textContent").rstrip("%")) == pytest.approx(100 * share, abs=0.6)
+    assert float(live.run("document.querySelector('#back .share').textContent").rstrip("%")) == pytest.approx(
+        100 * share, abs=0.6
+    )
 
 
 def test_everything_can_be_done_by_keyboard(live: Chromium) -> None:
@@ -177,8 +181,40 @@ def test_a_state_of_another_port_goes_on_here(live: Chromium, tmp_path: Path) ->
     for name, value in {"bytes": "30", "temperature": "1", "top_k": "0", "seed": "11"}.items():
         live.run(f"document.querySelector('#generate [name={name}]').value = '{value}'")
     live.click("#go")
-    live.wait("document.querySelector('#status').textContent.startsWith('31 bytes') && document.querySelector('#stop').disabled")
+    live.wait(
+        "document.querySelector('#status').textContent.startsWith('31 bytes') && document.querySelector('#stop').disabled"
+    )
     assert bytes(live.run(f"[...{TYPED}].map((c) => c.charCodeAt(0) & 0xff)")) == model.generate(text, 30, seed=11)[19:]
+
+
+def test_the_state_that_the_page_saves_goes_on_elsewhere(live: Chromium, tmp_path: Path) -> None:
+    live.run(
+        "URL.createObjectURL = (blob) => { window.saved = blob; return 'data:,'; };"
+        " HTMLAnchorElement.prototype.click = () => {}"
+    )
+    live.click("#save")
+    file = live.run(
+        "saved.arrayBuffer().then((b) => btoa(Array.from(new Uint8Array(b), (c) => String.fromCharCode(c)).join('')))"
+    )
+    (tmp_path / "s.safetensors").write_bytes(base64.b64decode(file))
+    params, config = bdh_spec.read()
+    state, pending = read_state(tmp_path / "s.safetensors", config, fingerprint(params))
+    assert bytes(pending[0].tolist()) == OPENING[-1:].encode()
+    model = bdh_spec.load(backend="numpy")
+    new = [int(token[0]) for token, _ in model.stream(pending, 20, seed=4, state=model.import_state(state))]
+    assert OPENING.encode() + bytes(new) == model.generate(OPENING, 20, seed=4)
+
+
+def test_writing_can_be_stopped(live: Chromium) -> None:
+    live.run("document.querySelector('#generate [name=bytes]').value = 5000")
+    live.click("#go")
+    live.wait(f"{TYPED}.length > {len(OPENING)}")
+    live.click("#stop")
+    live.wait(READ)
+    kept = live.run(TYPED)
+    assert len(OPENING) < len(kept) < 5000
+    time.sleep(0.3)
+    assert live.run(TYPED) == kept
 
 
 def test_another_checkpoint_is_dropped_and_wrong_files_get_a_sentence(
@@ -251,9 +287,7 @@ def live_command(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[s
     return subprocess.run(run, cwd=cwd, capture_output=True, text=True, check=False)
 
 
-def test_the_command_writes_one_page_that_needs_nothing_else(
-    small: tuple[Params, BDHConfig], tmp_path: Path
-) -> None:
+def test_the_command_writes_one_page_that_needs_nothing_else(small: tuple[Params, BDHConfig], tmp_path: Path) -> None:
     params, config = small
     bdh_spec.save(tmp_path / "a <b>.safetensors", params, config)
     done = live_command("-c", "a <b>.safetensors", "-o", "live.html", cwd=tmp_path)

@@ -42,17 +42,41 @@ export function context(tokens, t, before = 12, after = 3, pad = before) {
   return [visible(tokens.slice(Math.max(0, t - before), t)).padStart(pad), element("b", {}, here), visible(tokens.slice(t + 1, t + 1 + after))];
 }
 
-/** A colour of the page's style sheet as [red, green, blue]. */
-export function colour(name) {
-  const probe = element("i", { style: `color:var(${name})` });
-  if (/^\s*\d+,/.test(getComputedStyle(document.documentElement).getPropertyValue(name))) probe.style.color = `rgb(var(${name}))`;
-  document.body.append(probe);
-  const found = getComputedStyle(probe).color.match(/[\d.]+/g).slice(0, 3).map(Number);
-  probe.remove();
-  return found;
+const colours = new Map(); // by name, in the scheme of the moment
+
+/** Forget the colours: the scheme has changed. */
+export function forget_colours() {
+  colours.clear();
 }
 
-const mixed = (from, to, share) => from.map((value, i) => value + (to[i] - value) * share);
+/** A colour of the page's style sheet as [red, green, blue]. */
+function colour(name) {
+  if (!colours.has(name)) {
+    const value = getComputedStyle(document.documentElement).getPropertyValue(name);
+    const probe = element("i", { style: `color:${/^\s*\d+,/.test(value) ? `rgb(${value})` : value}` });
+    document.body.append(probe);
+    colours.set(name, getComputedStyle(probe).color.match(/[\d.]+/g).slice(0, 3).map(Number));
+    probe.remove();
+  }
+  return colours.get(name);
+}
+
+/** A pixel from one colour towards another. */
+function mixed(from, to, share) {
+  const [red, green, blue] = [0, 1, 2].map((i) => from[i] + (to[i] - from[i]) * share);
+  return ((255 << 24) | (blue << 16) | (green << 8) | red) >>> 0; // as little-endian memory holds it
+}
+
+/** 64 pixels from one colour to another. */
+function ramp(from, to) {
+  return Uint32Array.from({ length: 64 }, (_, i) => mixed(from, to, i / 63));
+}
+
+/** Put pixels (height, width) on a canvas of that size. */
+function put(canvas, pixels, width, height) {
+  Object.assign(canvas, { width, height });
+  canvas.getContext("2d").putImageData(new ImageData(new Uint8ClampedArray(pixels.buffer), width, height), 0, 0);
+}
 
 /**
  * Neurons as dots: silent, firing, or through the gate.
@@ -65,20 +89,20 @@ export function draw_neurons(canvas, count, fired, passed) {
   const columns = columns_for(count);
   const rows = Math.ceil(count / columns);
   const dot = count > 8192 ? 1 : 4; // pixels from one neuron to the next
-  const [width, height] = [columns * dot, rows * dot];
-  const [faint, line, plus, warm] = ["--faint", "--line", "--plus", "--warm"].map(colour);
-  const image = new ImageData(width, height);
-  const paint = (place, rgb) => {
-    const [left, top] = [(place % columns) * dot, Math.floor(place / columns) * dot];
-    const size = dot > 1 ? dot - 1 : 1;
-    for (let y = top; y < top + size; y++) for (let x = left; x < left + size; x++) image.data.set([...rgb, 255], 4 * (y * width + x));
+  const width = columns * dot;
+  const pixels = new Uint32Array(width * rows * dot);
+  const paint = (place, pixel) => {
+    const corner = Math.floor(place / columns) * dot * width + (place % columns) * dot;
+    if (dot === 1) pixels[corner] = pixel;
+    else for (let y = 0; y < dot - 1; y++) pixels.fill(pixel, corner + y * width, corner + y * width + dot - 1);
   };
-  for (let place = 0; place < count; place++) paint(place, dot > 1 ? line : faint);
+  const firing = ramp(colour("--line"), colour("--plus"));
+  const [warm] = ramp(colour("--warm"), colour("--warm"));
+  for (let place = 0; place < count; place++) paint(place, firing[0]);
   const most = fired.value.reduce((one, other) => Math.max(one, other), 0);
-  fired.index.forEach((place, i) => paint(place, mixed(line, plus, 0.35 + 0.65 * (fired.value[i] / most))));
+  fired.index.forEach((place, i) => paint(place, firing[22 + Math.floor((41 * fired.value[i]) / most)]));
   passed.index.forEach((place) => paint(place, warm));
-  Object.assign(canvas, { width, height });
-  canvas.getContext("2d").putImageData(image, 0, 0);
+  put(canvas, pixels, width, rows * dot);
 }
 
 /** How many neurons stand side by side. */
@@ -95,9 +119,8 @@ export function columns_for(count) {
 export function draw_memory(canvas, memory, heads, N, D) {
   const [width, band, gap] = [Math.min(N, 512), Math.min(D, 64), 3];
   const height = heads.length * (band + gap) - gap;
-  const [faint, plus, minus, card] = ["--faint", "--plus", "--minus", "--card"].map(colour);
   // Of several entries on one pixel the largest is shown.
-  const pixels = new Float32Array(width * band * heads.length);
+  const largest = new Float32Array(width * band * heads.length);
   let most = 0;
   heads.forEach((h, k) => {
     for (let n = 0; n < N; n++) {
@@ -105,23 +128,24 @@ export function draw_memory(canvas, memory, heads, N, D) {
       for (let d = 0; d < D; d++) {
         const at = (k * band + Math.floor((d * band) / D)) * width + column;
         const value = memory[(h * N + n) * D + d];
-        if (Math.abs(value) > Math.abs(pixels[at])) pixels[at] = value;
+        if (Math.abs(value) > Math.abs(largest[at])) largest[at] = value;
         if (Math.abs(value) > most) most = Math.abs(value);
       }
     }
   });
-  const image = new ImageData(width, height);
+  const [plus, minus] = ["--plus", "--minus"].map((name) => ramp(colour("--faint"), colour(name)));
+  const [between] = ramp(colour("--card"), colour("--card"));
+  const pixels = new Uint32Array(width * height).fill(between);
   for (let y = 0; y < height; y++) {
     const [k, within] = [Math.floor(y / (band + gap)), y % (band + gap)];
-    for (let x = 0; x < width; x++) {
-      const value = within < band ? pixels[(k * band + within) * width + x] : 0;
-      const rgb = within >= band ? card : mixed(faint, value > 0 ? plus : minus, most ? Math.min(1, (2 * Math.abs(value)) / most) ** 0.75 : 0);
-      image.data.set([...rgb, 255], 4 * (y * width + x));
+    for (let x = 0; x < width && within < band; x++) {
+      const value = largest[(k * band + within) * width + x];
+      const strength = most ? Math.min(1, (2 * Math.abs(value)) / most) ** 0.75 : 0;
+      pixels[y * width + x] = (value > 0 ? plus : minus)[Math.floor(63 * strength)];
     }
   }
-  Object.assign(canvas, { width, height });
   canvas.style.aspectRatio = `${width} / ${Math.max(height, 96)}`;
-  canvas.getContext("2d").putImageData(image, 0, 0);
+  put(canvas, pixels, width, height);
 }
 
 /** A curve of bits per byte over readings, and beside it a point for the control. */

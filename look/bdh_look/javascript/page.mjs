@@ -3,7 +3,7 @@
 import { as_bytes, as_text, byte_length, named } from "./characters.mjs";
 import { is_state, read, read_state, save_state } from "./checkpoint.mjs";
 import { Model, check_token } from "./decode.mjs";
-import { bar, columns_for, context, counted, draw_lesson, draw_memory, draw_neurons, element, percent } from "./drawing.mjs";
+import { bar, columns_for, context, counted, draw_lesson, draw_memory, draw_neurons, element, forget_colours, percent } from "./drawing.mjs";
 import { BDHError, CheckpointError, SamplingError, shown } from "./errors.mjs";
 import { log_softmax } from "./model.mjs";
 import { count, fingerprint } from "./params.mjs";
@@ -39,7 +39,7 @@ const app = {
 /** Run a generator to its end in slices, unless other work takes its place; whether it came to its end. */
 async function work(steps, told) {
   const mine = ++app.job;
-  let [done, read, busy, drawn] = [false, 0, 0, performance.now()];
+  let [done, read, busy, drawn, took] = [false, 0, 0, performance.now(), 0];
   set_working(true);
   try {
     while (!done) {
@@ -49,10 +49,12 @@ async function work(steps, told) {
         read += 1;
       }
       busy += performance.now() - start;
-      if (performance.now() - drawn > REDRAW) {
+      if (performance.now() - drawn > Math.max(REDRAW, 4 * took)) {
+        const begun = performance.now();
         draw(true);
         say(told((1000 * read) / busy));
         drawn = performance.now();
+        took = drawn - begun;
       }
       await new Promise((resume) => setTimeout(resume));
       if (mine !== app.job) return false;
@@ -307,7 +309,8 @@ function draw_back() {
     const style = `background:rgba(var(${share[u] < 0 ? "--minus" : "--plus"}),${alpha.toFixed(3)})`;
     return element("span", { style, class: u === chosen ? "at" : "" }, text);
   });
-  strip.replaceChildren(...spans);
+  const lost = reading.first_record ? `(What fired at the first ${counted(reading.first_record)} bytes is no longer kept.)\n` : "";
+  strip.replaceChildren(lost, ...spans);
   strip.scrollTop = strip.scrollHeight;
   const best = [...share.keys()].sort((a, b) => Math.abs(share[b]) - Math.abs(share[a])).slice(0, LOOKED_BACK);
   $("back").replaceChildren(
@@ -316,8 +319,9 @@ function draw_back() {
 }
 
 /** A byte in its context, which looks inside there when pressed. */
-function place(t) {
-  return element("button", { type: "button", class: "place", title: `Look inside at byte ${t + 1}`, onclick: () => choose(t) }, ...context(app.target, t));
+function place(t, before, after) {
+  const press = { type: "button", class: "place", title: `Look inside at byte ${t + 1}`, onclick: () => choose(t) };
+  return element("button", press, ...context(app.target, t, before, after));
 }
 
 function draw_rasters() {
@@ -411,7 +415,7 @@ function synapse(memory, at, length) {
     element("td", {}, counted((row % model.config.n_neurons) + 1)),
     element("td", {}, counted(d + 1)),
     element("td", { class: sign > 0 ? "plus" : "minus" }, `${sign > 0 ? "+" : "−"}${counted(Math.abs(memory[at]), 1)}`),
-    element("td", {}, ...(best.length ? best.map(place) : ["before this text"])),
+    element("td", {}, ...(best.length ? best.map((t) => place(t, 8, 2)) : ["before this text"])),
   );
 }
 
@@ -589,6 +593,7 @@ function listen() {
   $("notice").lastElementChild.addEventListener("click", dismiss);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
     shown_state = "";
+    forget_colours();
     draw();
   });
   listen_for_drops();

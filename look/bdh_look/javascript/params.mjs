@@ -68,6 +68,7 @@ export class SHA256 {
     this.constants = Uint32Array.from(roots(64, 3));
     this.block = new Uint8Array(64);
     this.schedule = new Uint32Array(64);
+    this.ring = new Uint32Array(8);
     this.length = 0; // bytes so far
   }
 
@@ -80,12 +81,9 @@ export class SHA256 {
 
   /** @param {Uint8Array} bytes */
   update(bytes) {
-    for (let i = 0; i < bytes.length; ) {
-      const filled = this.length % 64;
-      const part = bytes.subarray(i, i + 64 - filled);
-      this.block.set(part, filled);
-      this.length += part.length;
-      i += part.length;
+    for (let i = 0; i < bytes.length; i++) {
+      this.block[this.length % 64] = bytes[i];
+      this.length += 1;
       if (this.length % 64 === 0) this.#compress();
     }
   }
@@ -109,15 +107,22 @@ export class SHA256 {
       const s1 = turned(w[i - 2], 17) ^ turned(w[i - 2], 19) ^ (w[i - 2] >>> 10);
       w[i] = w[i - 16] + s0 + w[i - 7] + s1;
     }
-    let [a, b, c, d, e, f, g, h] = state;
+    // The eight words stand in a ring that turns by one with each round, so that none is moved.
+    const ring = this.ring;
+    ring.set(state);
     for (let i = 0; i < 64; i++) {
+      const at = 64 - i; // where a stands, then b, c, ...
+      const a = ring[at & 7];
+      const e = ring[(at + 4) & 7];
       const s1 = turned(e, 6) ^ turned(e, 11) ^ turned(e, 25);
-      const t1 = (h + s1 + ((e & f) ^ (~e & g)) + constants[i] + w[i]) | 0;
+      const t1 = (ring[(at + 7) & 7] + s1 + ((e & ring[(at + 5) & 7]) ^ (~e & ring[(at + 6) & 7])) + constants[i] + w[i]) | 0;
       const s0 = turned(a, 2) ^ turned(a, 13) ^ turned(a, 22);
-      const t2 = (s0 + ((a & b) ^ (a & c) ^ (b & c))) | 0;
-      [h, g, f, e, d, c, b, a] = [g, f, e, (d + t1) | 0, c, b, a, (t1 + t2) | 0];
+      const b = ring[(at + 1) & 7];
+      const c = ring[(at + 2) & 7];
+      ring[(at + 3) & 7] += t1;
+      ring[(at + 7) & 7] = t1 + s0 + ((a & b) ^ (a & c) ^ (b & c));
     }
-    [a, b, c, d, e, f, g, h].forEach((word, i) => (state[i] += word));
+    for (let i = 0; i < 8; i++) state[i] += ring[i]; // after 64 rounds it stands as it began
   }
 }
 
