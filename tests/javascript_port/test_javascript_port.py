@@ -1,4 +1,4 @@
-"""The port in JavaScript is judged by the vectors in node; its texts, states and refusals are held against the specification."""
+"""The port in JavaScript, judged by the vectors in node; its texts, states and refusals are held against the specification."""
 
 import json
 import shutil

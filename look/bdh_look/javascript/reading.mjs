@@ -126,8 +126,8 @@ export class Reading {
       const { fired, x } = this.records[u][layer];
       const [own, other] = [value_at(fired, row), value_at(fired, partner)];
       if (own === 0 && other === 0) continue;
-      turning.turn_to(begin + BigInt(u));
-      const key = own * turning.cos[n] + (row % 2 ? other : -other) * turning.sin[n];
+      const angle = 2 * Math.PI * turning.turns(n, begin + BigInt(u));
+      const key = own * Math.cos(angle) + (row % 2 ? other : -other) * Math.sin(angle);
       written[u] = key * x[d];
     }
     return written;

@@ -86,7 +86,8 @@ export class Rotation {
     this.position = -1n; // nowhere yet
     this.cos = new Real(table.length); // (N,)
     this.sin = new Real(table.length); // (N,)
-    this.step = halves(fixed_point(table));
+    this.whole = fixed_point(table); // turns per token in units of 2^-64
+    this.step = halves(this.whole);
     this.turned = { high: new Uint32Array(table.length), low: new Uint32Array(table.length) };
     // Two neurons of a pair turn alike, unless a model's own table has it otherwise.
     this.in_pairs = table.every((f, n) => f === table[n - (n % 2)]);
@@ -102,26 +103,33 @@ export class Rotation {
     this.position = position;
     const { high, low } = this.turned;
     const { cos, sin, table } = this;
-    const t = Math.fround(Number(position));
     for (let n = 0; n < table.length; n++) {
       if (this.in_pairs && n % 2) {
         cos[n] = cos[n - 1];
         sin[n] = sin[n - 1];
         continue;
       }
-      // What published models saw is the product rounded to float32; its error grows with the position.
-      const turns = this.phase === "exact" ? high[n] * 2 ** -32 + low[n] * 2 ** -64 : Math.fround(t * table[n]) % 1;
+      const turns = this.phase === "exact" ? high[n] * 2 ** -32 + low[n] * 2 ** -64 : float32_turns(position, table[n]);
       cos[n] = Math.cos(2 * Math.PI * turns);
       sin[n] = Math.sin(2 * Math.PI * turns);
     }
+  }
+
+  /**
+   * The phase of one neuron at a position, in turns.
+   * @param {number} n
+   * @param {bigint} position
+   */
+  turns(n, position) {
+    if (this.phase === "float32") return float32_turns(position, this.table[n]);
+    return Number(BigInt.asUintN(64, position * this.whole[n])) * 2 ** -64;
   }
 
   #turn_exactly(position) {
     const { high, low } = this.turned;
     const { step } = this;
     if (position !== this.position + 1n || this.position < 0n) {
-      const whole = fixed_point(this.table);
-      this.turned = halves(whole.map((f) => BigInt.asUintN(64, position * f)));
+      this.turned = halves(this.whole.map((f) => BigInt.asUintN(64, position * f)));
       return;
     }
     for (let n = 0; n < low.length; n++) {
@@ -129,6 +137,11 @@ export class Rotation {
       high[n] += step.high[n] + (low[n] < step.low[n] ? 1 : 0); // the carry
     }
   }
+}
+
+/** What published models saw: the product rounded to float32. Its error grows with the position. */
+function float32_turns(position, f) {
+  return Math.fround(Math.fround(Number(position)) * f) % 1;
 }
 
 function halves(whole) {
