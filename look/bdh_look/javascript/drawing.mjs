@@ -39,7 +39,9 @@ export function bar(label, length, share, { row = "", fill = "" } = {}) {
 export function context(tokens, t, before = 12, after = 3, pad = before) {
   const visible = (bytes) => as_text(bytes).replaceAll("\n", "⏎").replaceAll("\t", "⇥");
   const here = visible([tokens[t]]).replace(" ", "␣");
-  return [visible(tokens.slice(Math.max(0, t - before), t)).padStart(pad), element("b", {}, here), visible(tokens.slice(t + 1, t + 1 + after))];
+  let start = Math.max(0, t - before);
+  while (start < t && (tokens[start] & 0xc0) === 0x80) start += 1; // not in the middle of a character
+  return [visible(tokens.slice(start, t)).padStart(pad), element("b", {}, here), visible(tokens.slice(t + 1, t + 1 + after))];
 }
 
 const colours = new Map(); // by name, in the scheme of the moment
