@@ -116,10 +116,10 @@ def _refuse_to_replace(output: Path, force: bool) -> None:
         raise CheckpointError(f"{output.parent} is not a folder: nothing can be saved there")
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Run the command: bad input is one sentence on stderr and exit status 2."""
     try:
-        live.main(standalone_mode=False)
+        live.main(arguments, standalone_mode=False)
     except (click.ClickException, BDHError, OSError) as error:
         sentence = error.format_message() if isinstance(error, click.ClickException) else str(error)
         print(f"bdh-look: {shown(sentence)}", file=sys.stderr)

@@ -15,7 +15,7 @@ const { BDHError } = await port("errors");
 const { fingerprint } = await port("params");
 const { Reading } = await port("reading");
 const { Rotation, fixed_point, frequencies } = await port("rope");
-const { Sampling } = await port("sampling");
+const { Sampling, uniform } = await port("sampling");
 const { generate, stream } = await port("text");
 
 const opened = (path) => read(readFileSync(path), path.split("/").at(-1));
@@ -85,6 +85,31 @@ const answers = {
   },
   /** CHECKPOINT: nothing, if it can be read */
   open: (path) => void opened(path) ?? "",
+  /** CHECKPOINT STATE RUNS: what mutated files of both are, read as either, if not one sentence: nothing, one hopes */
+  mutated(path, file, runs) {
+    const { params, config } = opened(path);
+    const model = fingerprint(params, config);
+    const readers = [(bytes) => read(bytes, "m"), (bytes) => read_state(bytes, "s", config, model)];
+    const wrong = [];
+    for (let run = 0; run < Number(runs); run++) {
+      const draw = (below, n) => Math.floor(uniform(BigInt(run), BigInt(n)) * below);
+      let bytes = Uint8Array.from(readFileSync([path, file][run % 2]));
+      const head = 8 + Number(new DataView(bytes.buffer).getBigUint64(0, true));
+      for (let n = 0; n <= draw(4, 0); n++) {
+        const at = draw(n % 3 ? head : bytes.length, 4 * n + 1);
+        if (draw(3, 4 * n + 2)) bytes[at] = draw(2, 4 * n + 3) ? draw(256, 4 * n + 4) : 48 + draw(10, 4 * n + 4);
+        else bytes = bytes.slice(0, Math.max(at, 1));
+      }
+      for (const reader of readers) {
+        try {
+          reader(bytes);
+        } catch (error) {
+          if (!(error instanceof BDHError) || error.message.length > 700 || /\p{Cc}/u.test(error.message)) wrong.push(`${run}: ${error.stack}`);
+        }
+      }
+    }
+    return wrong.join("\n");
+  },
   /** FILE...: of each the sentence with which it is refused, or null */
   refusals(...paths) {
     const refused = (path) => {

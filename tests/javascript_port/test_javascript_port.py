@@ -277,6 +277,12 @@ def test_whatever_is_no_checkpoint_gets_one_sentence(ask: Ask, small: tuple[Para
         assert told.isprintable()
 
 
+def test_a_mutated_file_gets_one_sentence_or_is_read(ask: Ask, small: tuple[Params, BDHConfig], tmp_path: Path) -> None:
+    bdh_spec.save(tmp_path / "m.safetensors", *small)
+    ask("save", tmp_path / "m.safetensors", TEXT, tmp_path / "s.safetensors")
+    assert ask("mutated", tmp_path / "m.safetensors", tmp_path / "s.safetensors", 400).decode() == ""
+
+
 @pytest.mark.parametrize(
     ("prompt", "how", "sentence"),
     [

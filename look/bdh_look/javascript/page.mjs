@@ -19,6 +19,9 @@ const CANDIDATES = 10; // bytes shown under "What comes next?"
 const LOOKED_BACK = 8; // and under "What it looked back at"
 const STRIP = 600; // bytes of text shown under "What it looked back at"
 
+const LARGEST_STATE = 2 ** 31; // bytes
+const MOST_LAYERS = 100;
+
 const $ = (id) => document.getElementById(id);
 
 const app = {
@@ -132,6 +135,11 @@ function open_bytes(bytes, name) {
   const { params, config, dtype } = read(bytes, name);
   if (config.vocab_size > 256) {
     throw new CheckpointError(`${shown(name)} has ${config.vocab_size} tokens, and bytes are 256: use its own tokenizer with bdh_spec.load`);
+  }
+  const state = 4 * config.n_layer * config.n_head * config.n_neurons * config.n_embd;
+  if (state > LARGEST_STATE || config.n_layer > MOST_LAYERS) {
+    const needs = `${counted(config.n_layer)} layers and a state of ${counted(state)} bytes`;
+    throw new CheckpointError(`${shown(name)} has ${needs}, which is more than a page can hold: run it with bdh-generate`);
   }
   app.job += 1;
   Object.assign(app, { name, model: new Model(params, config), fingerprint: null, layer: 0, head: null });
@@ -614,7 +622,8 @@ function listen_for_drops() {
     if (!with_files(event)) return;
     event.preventDefault();
     cover(true);
-    open_file(event.dataTransfer.files[0]);
+    const [file] = event.dataTransfer.files;
+    if (file) open_file(file);
   });
 }
 
