@@ -242,7 +242,7 @@ def files(folder: Path, params: Params, config: BDHConfig) -> dict[str, tuple[by
         "pointer": (b"version https://git-lfs.github.com/spec/v1\n", "is a git-LFS pointer"),
         "zip": (b"PK\x03\x04" + bytes(40), "is a zip file, as .pt and .npz are: convert it with bdh-convert --to numpy"),
         "pickle": (b"\x80\x02}q\x00.", "is a pickle, which nobody should open"),
-        "text": (b"once upon a time there was", "is no whole safetensors file (a header of"),
+        "text": (b"once upon a time there was", "is no whole safetensors file (it does not begin with its header)"),
         "cut": (whole[:-9], "is no whole safetensors file ("),
         "longer": (whole + b"12345678", "bytes of data where its tensors have"),
         "no json": (b"\x02" + bytes(7) + b"{]", "its header is no JSON"),

@@ -227,6 +227,7 @@ def test_another_checkpoint_is_dropped_and_wrong_files_get_a_sentence(
     live.drop(tmp_path / "notes.txt")
     live.wait(NOTICE)
     assert "notes.txt is no whole safetensors file" in live.run(NOTICE)
+    assert live.run("document.querySelector('#drop').hidden")
     assert "hatchling" in live.run("document.querySelector('#model-name').textContent")
     write_safetensors(tmp_path / "torch.safetensors", {"attn.freqs": np.ones(4, np.float32)}, {})
     live.drop(tmp_path / "torch.safetensors")

@@ -607,16 +607,19 @@ function listen() {
   listen_for_drops();
 }
 
+/** Files may be dropped anywhere. While one is held over the page it says so; the event comes again and again until it is gone. */
 function listen_for_drops() {
-  const cover = (hidden) => ($("drop").hidden = hidden);
+  let gone;
+  const cover = (hidden) => {
+    clearTimeout(gone);
+    $("drop").hidden = hidden;
+  };
   const with_files = ({ dataTransfer }) => [...(dataTransfer?.types ?? [])].includes("Files");
   document.addEventListener("dragover", (event) => {
     if (!with_files(event)) return;
     event.preventDefault();
     cover(false);
-  });
-  document.addEventListener("dragleave", (event) => {
-    if (!event.relatedTarget) cover(true);
+    gone = setTimeout(() => cover(true), 600);
   });
   document.addEventListener("drop", (event) => {
     if (!with_files(event)) return;

@@ -37,7 +37,7 @@ export function read_safetensors(bytes, name) {
   const damaged = (why) => new CheckpointError(`${shown(name)} is no whole safetensors file (${why}): copy or convert it again`);
   if (bytes.length < 8) throw damaged(`${bytes.length} bytes are no header`);
   const length = Number(new DataView(bytes.buffer, bytes.byteOffset).getBigUint64(0, true));
-  if (length > HEADER_LIMIT || length > bytes.length - 8) throw damaged(`a header of ${length} bytes in ${bytes.length}`);
+  if (length > HEADER_LIMIT || length > bytes.length - 8) throw damaged("it does not begin with its header");
   const { __metadata__: metadata = {}, ...entries } = parsed(bytes.subarray(8, 8 + length), damaged);
   if (!is_mapping(metadata) || Object.values(metadata).some((text) => typeof text !== "string")) throw damaged("its metadata is no text");
   const data = bytes.subarray(8 + length);
