@@ -9,6 +9,7 @@ import { pathToFileURL } from "node:url";
 
 const [folder, question, ...given] = process.argv.slice(2);
 const port = async (name) => import(`${pathToFileURL(folder)}/${name}.mjs`);
+const { as_bytes, as_text, byte_length } = await port("characters");
 const { read, read_state, save_state } = await port("checkpoint");
 const { Model } = await port("decode");
 const { BDHError } = await port("errors");
@@ -73,6 +74,12 @@ const answers = {
     for (const byte of bytes.slice(Number(length))) again.read(byte);
     const same = (one, other) => one.length === other.length && one.every((value, i) => value === other[i]);
     return JSON.stringify([same(once.bits, again.bits), once.state.layers.every((layer, i) => same(layer, again.state.layers[i]))]);
+  },
+  /** HEX: bytes as characters and back, as HEX; then how many characters, and how many bytes they say they are */
+  characters(hex) {
+    const text = as_text(Buffer.from(hex, "hex"));
+    const lengths = [...text].map(byte_length);
+    return JSON.stringify([Buffer.from(as_bytes(text)).toString("hex"), lengths.length, lengths.reduce((sum, one) => sum + one, 0)]);
   },
   /** N STEPS: whether phases that go from position to position are those of products of whole numbers */
   turns(N, steps) {

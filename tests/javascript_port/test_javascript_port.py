@@ -225,6 +225,23 @@ def test_a_text_that_was_changed_is_read_as_if_it_had_always_been_so(
     assert json.loads(ask("rewind", tmp_path / "m.safetensors", TEXT, length)) == [True, True]
 
 
+@pytest.mark.parametrize(
+    ("data", "characters"),
+    [
+        ("aé\u20ac\U0001f409\n\t".encode(), 6),
+        (bytes(range(256)), 256),
+        (b"\xed\xa0\x80\xc0\xaf\xf5\x80\x80\x80\xe2\x82", 11),  # a surrogate, a longer form than need be, too high, cut
+        ("\uf7a0\ufeff".encode(), 4),  # of the private use area, which stands for bytes; and a mark that is kept
+        (np.random.default_rng(1).integers(0xA0, 256, 500).astype(np.uint8).tobytes(), None),
+    ],
+)
+def test_bytes_of_any_kind_are_characters_and_the_same_bytes_again(ask: Ask, data: bytes, characters: int | None) -> None:
+    again, count, size = json.loads(ask("characters", data.hex()))
+    assert bytes.fromhex(again) == data
+    assert size == len(data)
+    assert characters in (None, count)
+
+
 def files(folder: Path, params: Params, config: BDHConfig) -> dict[str, tuple[bytes, str]]:
     """Files that are no canonical checkpoint, and what is said of them."""
     bdh_spec.save(folder / "m.safetensors", params, config)

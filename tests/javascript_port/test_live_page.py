@@ -155,6 +155,14 @@ def test_a_byte_in_the_middle_can_be_changed(live: Chromium) -> None:
     assert f"costs {bits:.2f} bits per byte" in live.run("document.querySelector('#next-after').textContent")
 
 
+def test_a_character_of_several_bytes_is_read_byte_by_byte(live: Chromium) -> None:
+    type_instead(live, "é\U0001f409")
+    assert live.run("document.querySelector('#status').textContent").startswith("6 bytes")
+    assert live.run("document.querySelector('#here').textContent").startswith("Inside, at byte 6 89")
+    live.press("ArrowLeft", 37)
+    live.wait("document.querySelector('#here').textContent.startsWith('Inside, at byte 2 A9')")
+
+
 def test_a_lesson_is_measured_beside_its_control(live: Chromium) -> None:
     live.run("document.querySelector('[name=times]').value = 2")
     live.run("document.querySelector('[name=phrase]').value = 'so it goes'")

@@ -318,7 +318,8 @@ function draw_back() {
     return element("span", { style, class: u === chosen ? "at" : "" }, text);
   });
   const lost = reading.first_record ? `(What fired at the first ${counted(reading.first_record)} bytes is no longer kept.)\n` : "";
-  strip.replaceChildren(lost, ...spans);
+  const earlier = reading.base ? "(What it reads of the text before the saved state stands in the state, where no byte can be told apart.)\n" : "";
+  strip.replaceChildren(earlier, lost, ...spans);
   strip.scrollTop = strip.scrollHeight;
   const best = [...share.keys()].sort((a, b) => Math.abs(share[b]) - Math.abs(share[a])).slice(0, LOOKED_BACK);
   $("back").replaceChildren(
