@@ -73,13 +73,20 @@ const answers = {
     again.rewind(Number(length));
     for (const byte of bytes.slice(Number(length))) again.read(byte);
     const same = (one, other) => one.length === other.length && one.every((value, i) => value === other[i]);
-    return JSON.stringify([same(once.bits, again.bits), once.state.layers.every((layer, i) => same(layer, again.state.layers[i]))]);
+    return JSON.stringify([
+      same(once.bits, again.bits),
+      once.state.layers.every((layer, i) => same(layer, again.state.layers[i])),
+    ]);
   },
   /** HEX: bytes as characters and back, as HEX; then how many characters, and how many bytes they say they are */
   characters(hex) {
     const text = as_text(Buffer.from(hex, "hex"));
     const lengths = [...text].map(byte_length);
-    return JSON.stringify([Buffer.from(as_bytes(text)).toString("hex"), lengths.length, lengths.reduce((sum, one) => sum + one, 0)]);
+    return JSON.stringify([
+      Buffer.from(as_bytes(text)).toString("hex"),
+      lengths.length,
+      lengths.reduce((sum, one) => sum + one, 0),
+    ]);
   },
   /** N STEPS: whether phases that go from position to position are those of products of whole numbers */
   turns(N, steps) {
@@ -111,7 +118,8 @@ const answers = {
         try {
           reader(bytes);
         } catch (error) {
-          if (!(error instanceof BDHError) || error.message.length > 700 || /\p{Cc}/u.test(error.message)) wrong.push(`${run}: ${error.stack}`);
+          if (!(error instanceof BDHError) || error.message.length > 700 || /\p{Cc}/u.test(error.message))
+            wrong.push(`${run}: ${error.stack}`);
         }
       }
     }

@@ -11,7 +11,7 @@ const PRIVATE = 0xf700; // + the byte
  */
 export function as_text(bytes) {
   let text = "";
-  for (let i = 0; i < bytes.length; ) {
+  for (let i = 0; i < bytes.length;) {
     const length = sequence_length(bytes, i);
     text += length ? String.fromCodePoint(code_point(bytes, i, length)) : String.fromCharCode(PRIVATE + bytes[i]);
     i += length || 1;

@@ -29,10 +29,13 @@ export function read(bytes, name) {
     throw new CheckpointError(`${shown(name)} holds ${names}: a canonical file holds ${WEIGHTS.join(", ")}`);
   }
   for (const [key, { dtype }] of Object.entries(tensors)) {
-    if (!FLOATS.includes(dtype)) throw new CheckpointError(`${shown(name)} holds ${key} as ${dtype}: weights are floating point numbers`);
+    if (!FLOATS.includes(dtype))
+      throw new CheckpointError(`${shown(name)} holds ${key} as ${dtype}: weights are floating point numbers`);
   }
   if (own && own.values.length !== own.shape.at(-1)) {
-    throw new CheckpointError(`${shown(name)} holds frequencies of shape ${tuple(own.shape)}: give one number for each neuron, (N,)`);
+    throw new CheckpointError(
+      `${shown(name)} holds frequencies of shape ${tuple(own.shape)}: give one number for each neuron, (N,)`,
+    );
   }
   const config = BDHConfig.from_dict(config_in(name, metadata), own?.values ?? null);
   check_params(weights, config);
@@ -53,7 +56,10 @@ export function save_state(state, config, model, pending) {
   const layers = state.layers.map((values, i) => [`layers.${i}.state`, { shape: [state.batch, nh, N, D], values }]);
   const tokens = { shape: [1, pending.length], values: BigInt64Array.from(pending, BigInt) };
   const about = { format: STATE_FORMAT, spec_version: SPEC_VERSION, config: JSON.stringify(config.as_dict()) };
-  return write_safetensors({ ...Object.fromEntries(layers), pending: tokens }, { ...about, model, position: String(state.position) });
+  return write_safetensors(
+    { ...Object.fromEntries(layers), pending: tokens },
+    { ...about, model, position: String(state.position) },
+  );
 }
 
 /**
@@ -70,23 +76,37 @@ export function read_state(bytes, name, config, model) {
   demand_format(name, metadata, STATE_FORMAT, tensors);
   if (metadata.model !== model) {
     const theirs = shown(metadata.model, 64).slice(0, 12);
-    throw new CheckpointError(`${file} is a state of model ${theirs}, this is model ${model.slice(0, 12)}: load the weights it was saved with`);
+    throw new CheckpointError(
+      `${file} is a state of model ${theirs}, this is model ${model.slice(0, 12)}: load the weights it was saved with`,
+    );
   }
   const { pending, ...layers } = tensors;
   const memories = Object.keys(layers).map((_, i) => layers[`layers.${i}.state`]);
   const fit = [1, config.n_head, config.n_neurons, config.n_embd];
   if (memories.length !== config.n_layer || memories.some((memory) => memory?.shape.join() !== fit.join())) {
-    const held = shown(Object.values(layers).map(({ shape }) => tuple(shape)).join(", "));
-    throw new StateError(`${file} holds ${held}, the model ${config.n_layer} times ${tuple(fit)} for one text: it is another's`);
+    const held = shown(
+      Object.values(layers)
+        .map(({ shape }) => tuple(shape))
+        .join(", "),
+    );
+    throw new StateError(
+      `${file} holds ${held}, the model ${config.n_layer} times ${tuple(fit)} for one text: it is another's`,
+    );
   }
   const wrong = memories.findIndex(({ dtype }) => dtype !== "F32" && dtype !== "F64");
-  if (wrong >= 0) throw new CheckpointError(`${file} holds layer ${wrong} as ${memories[wrong].dtype}: a state is float32 or float64, so save it again`);
+  if (wrong >= 0)
+    throw new CheckpointError(
+      `${file} holds layer ${wrong} as ${memories[wrong].dtype}: a state is float32 or float64, so save it again`,
+    );
   if (pending?.shape.length !== 2 || pending.shape[0] !== 1 || !["I64", "U64", "I32"].includes(pending.dtype)) {
     throw new CheckpointError(`${file} holds no pending tokens of one text, (1, P): save it again`);
   }
   const tokens = Array.from(pending.values, Number);
   for (const token of tokens) check_token(token, config);
-  const state = new RecurrentState(position_in(file, metadata), memories.map(({ values }) => as_float32(values).slice()));
+  const state = new RecurrentState(
+    position_in(file, metadata),
+    memories.map(({ values }) => as_float32(values).slice()),
+  );
   return { state, pending: tokens };
 }
 
@@ -109,7 +129,9 @@ function config_in(name, metadata) {
   try {
     return JSON.parse(metadata.config);
   } catch {
-    throw new CheckpointError(`${shown(name)} has no configuration that can be read: convert its source again with bdh-convert`);
+    throw new CheckpointError(
+      `${shown(name)} has no configuration that can be read: convert its source again with bdh-convert`,
+    );
   }
 }
 
@@ -118,13 +140,19 @@ function demand_format(name, metadata, wanted, tensors) {
   if (found !== wanted) {
     const names = Object.keys(tensors);
     if (found === undefined && names.some((key) => OTHER_DIALECTS.test(key))) {
-      throw new CheckpointError(`${file} holds ${shown(names.sort().join(", "), 90)}, another dialect: convert it with bdh-convert --to numpy`);
+      throw new CheckpointError(
+        `${file} holds ${shown(names.sort().join(", "), 90)}, another dialect: convert it with bdh-convert --to numpy`,
+      );
     }
-    throw new CheckpointError(`${file} has format ${shown(JSON.stringify(found), 80)}, wanted "${wanted}": ${advice(found, wanted)}`);
+    throw new CheckpointError(
+      `${file} has format ${shown(JSON.stringify(found), 80)}, wanted "${wanted}": ${advice(found, wanted)}`,
+    );
   }
   const version = metadata.spec_version ?? "";
   if (version.split(".")[0] !== SPEC_VERSION.split(".")[0]) {
-    throw new CheckpointError(`${file} follows specification ${shown(version, 40)}, this is ${SPEC_VERSION}: use a release that reads it`);
+    throw new CheckpointError(
+      `${file} follows specification ${shown(version, 40)}, this is ${SPEC_VERSION}: use a release that reads it`,
+    );
   }
 }
 

@@ -24,7 +24,11 @@ export class RecurrentState {
 
   /** A state of its own, which later tokens do not change. */
   copy() {
-    return new RecurrentState(this.position, this.layers.map((memory) => memory.slice()), this.batch);
+    return new RecurrentState(
+      this.position,
+      this.layers.map((memory) => memory.slice()),
+      this.batch,
+    );
   }
 
   /** The memory it takes, in bytes. */
@@ -41,7 +45,11 @@ export class RecurrentState {
  */
 export function init_state(batch, config, Real = Float32Array) {
   const size = batch * config.n_head * config.n_neurons * config.n_embd;
-  return new RecurrentState(0n, Array.from({ length: config.n_layer }, () => new Real(size)), batch);
+  return new RecurrentState(
+    0n,
+    Array.from({ length: config.n_layer }, () => new Real(size)),
+    batch,
+  );
 }
 
 /** A model, with its weights laid out so that each neuron's are one row. */
@@ -96,8 +104,10 @@ export class Model {
   }
 
   #check(state, tokens) {
-    if (tokens.length !== state.batch) throw new StateError(`${tokens.length} tokens for a state of ${state.batch} texts: give one for each`);
-    if (state.position + 1n >= MAX_POSITION) throw new StateError(`the state is at position ${state.position}: positions run from 0 to 2^63 - 1`);
+    if (tokens.length !== state.batch)
+      throw new StateError(`${tokens.length} tokens for a state of ${state.batch} texts: give one for each`);
+    if (state.position + 1n >= MAX_POSITION)
+      throw new StateError(`the state is at position ${state.position}: positions run from 0 to 2^63 - 1`);
     for (const token of tokens) check_token(token, this.config);
   }
 

@@ -32,7 +32,13 @@ export function percent(share) {
 /** A bar: what it stands for, its length from 0 to 1, and what is written behind it. */
 export function bar(label, length, share, { row = "", fill = "" } = {}) {
   const inner = element("i", { class: fill, style: `width:${(100 * Math.max(0, Math.min(1, length))).toFixed(1)}%` });
-  return element("li", { class: row }, label, element("span", { class: "track" }, inner), element("span", { class: "share" }, share));
+  return element(
+    "li",
+    { class: row },
+    label,
+    element("span", { class: "track" }, inner),
+    element("span", { class: "share" }, share),
+  );
 }
 
 /** Text around a byte, with the byte marked; padded on the left, so that one stands below the other. */
@@ -57,7 +63,13 @@ function colour(name) {
     const value = getComputedStyle(document.documentElement).getPropertyValue(name);
     const probe = element("i", { style: `color:${/^\s*\d+,/.test(value) ? `rgb(${value})` : value}` });
     document.body.append(probe);
-    colours.set(name, getComputedStyle(probe).color.match(/[\d.]+/g).slice(0, 3).map(Number));
+    colours.set(
+      name,
+      getComputedStyle(probe)
+        .color.match(/[\d.]+/g)
+        .slice(0, 3)
+        .map(Number),
+    );
     probe.remove();
   }
   return colours.get(name);
@@ -163,7 +175,11 @@ export function draw_lesson(bits, control) {
     return made;
   };
   const told = bits.map((value) => value.toFixed(2)).join(", ");
-  const drawn = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `Bits per byte by reading: ${told}` });
+  const drawn = svg("svg", {
+    viewBox: `0 0 ${width} ${height}`,
+    role: "img",
+    "aria-label": `Bits per byte by reading: ${told}`,
+  });
   for (let value = 0; value <= most; value += Math.ceil(most / 4)) {
     drawn.append(svg("line", { x1: left, x2: width - 90, y1: y(value), y2: y(value), stroke: "var(--line)" }));
     drawn.append(svg("text", { x: left - 8, y: y(value) + 4, "text-anchor": "end" }, value));
@@ -175,7 +191,16 @@ export function draw_lesson(bits, control) {
     if (bits.length <= 12 || i % 5 === 0) drawn.append(svg("text", { x: x(i), y: height - 4, "text-anchor": "middle" }, i + 1));
   });
   if (control !== undefined) {
-    drawn.append(svg("circle", { cx: x(bits.length - 1), cy: y(control), r: 4, fill: "var(--card)", stroke: "var(--warm)", "stroke-width": 2.5 }));
+    drawn.append(
+      svg("circle", {
+        cx: x(bits.length - 1),
+        cy: y(control),
+        r: 4,
+        fill: "var(--card)",
+        stroke: "var(--warm)",
+        "stroke-width": 2.5,
+      }),
+    );
     drawn.append(svg("text", { x: x(bits.length - 1) + 10, y: y(control) + 4 }, "shuffled"));
   }
   return drawn;

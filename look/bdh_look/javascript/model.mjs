@@ -101,7 +101,15 @@ export function layer(x, params, config, cos, sin) {
   const decoded = product(merge_heads(by_head.xy_sparse, T, N), params.decoder, T, nh * N, D); // T D
   const y = layer_norm(decoded, D);
   const stages = Object.fromEntries(Object.entries(by_head).map(([name, values]) => [name, joined(values)]));
-  return { ...stages, decoded, y, x: layer_norm(x.map((value, d) => value + y[d]), D) };
+  return {
+    ...stages,
+    decoded,
+    y,
+    x: layer_norm(
+      x.map((value, d) => value + y[d]),
+      D,
+    ),
+  };
 }
 
 /** One head of weights (nh, size). */

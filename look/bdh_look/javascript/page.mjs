@@ -3,7 +3,18 @@
 import { as_bytes, as_text, byte_length, named } from "./characters.mjs";
 import { is_state, read, read_state, save_state } from "./checkpoint.mjs";
 import { Model, check_token } from "./decode.mjs";
-import { bar, columns_for, context, counted, draw_lesson, draw_memory, draw_neurons, element, forget_colours, percent } from "./drawing.mjs";
+import {
+  bar,
+  columns_for,
+  context,
+  counted,
+  draw_lesson,
+  draw_memory,
+  draw_neurons,
+  element,
+  forget_colours,
+  percent,
+} from "./drawing.mjs";
 import { BDHError, CheckpointError, SamplingError, shown } from "./errors.mjs";
 import { log_softmax } from "./model.mjs";
 import { count, fingerprint } from "./params.mjs";
@@ -125,7 +136,11 @@ async function open_file(file) {
   try {
     open_bytes(new Uint8Array(await file.arrayBuffer()), file.name);
   } catch (error) {
-    complain(error instanceof BDHError ? error : new CheckpointError(`${shown(file.name)} could not be read (${error.message}): check it and its disk`));
+    complain(
+      error instanceof BDHError
+        ? error
+        : new CheckpointError(`${shown(file.name)} could not be read (${error.message}): check it and its disk`),
+    );
   }
 }
 
@@ -134,7 +149,9 @@ function open_bytes(bytes, name) {
   if (is_state(bytes)) return load_state(bytes, name);
   const { params, config, dtype } = read(bytes, name);
   if (config.vocab_size > 256) {
-    throw new CheckpointError(`${shown(name)} has ${config.vocab_size} tokens, and bytes are 256: use its own tokenizer with bdh_spec.load`);
+    throw new CheckpointError(
+      `${shown(name)} has ${config.vocab_size} tokens, and bytes are 256: use its own tokenizer with bdh_spec.load`,
+    );
   }
   const state = 4 * config.n_layer * config.n_head * config.n_neurons * config.n_embd;
   if (state > LARGEST_STATE || config.n_layer > MOST_LAYERS) {
@@ -143,15 +160,29 @@ function open_bytes(bytes, name) {
   }
   app.job += 1;
   Object.assign(app, { name, model: new Model(params, config), fingerprint: null, layer: 0, head: null });
-  const facts = [`${counted(count(config))} parameters`, `${config.n_layer} layers`, `${config.n_head} × ${counted(config.n_neurons)} neurons`];
+  const facts = [
+    `${counted(count(config))} parameters`,
+    `${config.n_layer} layers`,
+    `${config.n_head} × ${counted(config.n_neurons)} neurons`,
+  ];
   if (dtype !== "F32") facts.push(dtype.toLowerCase());
   if (config.freqs) facts.push("its own frequencies");
   $("model-name").textContent = name;
   $("model-facts").textContent = facts.join(" · ");
   $("welcome").hidden = true;
   $("desk").hidden = false;
-  choices($("layers"), "layer", Array.from({ length: config.n_layer }, (_, i) => [String(i + 1), i]), app.layer);
-  choices($("heads"), "head", [["all", null], ...Array.from({ length: config.n_head }, (_, h) => [String(h + 1), h])], app.head);
+  choices(
+    $("layers"),
+    "layer",
+    Array.from({ length: config.n_layer }, (_, i) => [String(i + 1), i]),
+    app.layer,
+  );
+  choices(
+    $("heads"),
+    "head",
+    [["all", null], ...Array.from({ length: config.n_head }, (_, h) => [String(h + 1), h])],
+    app.head,
+  );
   dismiss();
   const opening = as_bytes(OPENING).every((byte) => byte < config.vocab_size) ? OPENING : "";
   begin(null, as_bytes($("text").value || opening));
@@ -163,7 +194,9 @@ function begin(base, bytes) {
   app.target = [...bytes];
   app.chosen = bytes.length - 1;
   $("before").hidden = !base;
-  if (base) $("before").textContent = `Goes on from a saved state, which has read ${counted(Number(base.position))} bytes before these.`;
+  if (base)
+    $("before").textContent =
+      `Goes on from a saved state, which has read ${counted(Number(base.position))} bytes before these.`;
   show_text();
   return follow();
 }
@@ -183,8 +216,10 @@ function load_state(bytes, name) {
 /** All but the last byte read, and that one pending, as bdh-generate has it: so a continuation draws what it would have drawn. */
 function save() {
   const { reading, target, model } = app;
-  if (!target.length) throw new CheckpointError("there is no text yet, so there is nothing to remember: write at least one byte");
-  if (reading.tokens.length < target.length) throw new CheckpointError("the text is still being read: wait for its end, or press Stop and shorten it");
+  if (!target.length)
+    throw new CheckpointError("there is no text yet, so there is nothing to remember: write at least one byte");
+  if (reading.tokens.length < target.length)
+    throw new CheckpointError("the text is still being read: wait for its end, or press Stop and shorten it");
   const state = reading.state_after(target.length - 1);
   const file = save_state(state, model.config, own_fingerprint(), target.slice(-1));
   const address = URL.createObjectURL(new Blob([file], { type: "application/octet-stream" }));
@@ -231,7 +266,11 @@ function draw_text() {
     const here = app.chosen >= at && app.chosen < at + length;
     const look = `${character}${unread ? "?" : cost.toFixed(2)}${here}`;
     if (shades[i]?.look !== look) {
-      const span = element("span", { class: here ? "at" : "", style: `background:rgba(var(--shade),${unread ? 0 : shade_of(cost)})` }, character);
+      const span = element(
+        "span",
+        { class: here ? "at" : "", style: `background:rgba(var(--shade),${unread ? 0 : shade_of(cost)})` },
+        character,
+      );
       if (shades[i]) shades[i].span.replaceWith(span);
       else $("shades").append(span);
       shades[i] = { span, look };
@@ -252,9 +291,19 @@ function draw_here() {
   const { reading, chosen } = app;
   if (chosen < 0) return $("here").replaceChildren("Write something to look inside.");
   const bits = reading.bits[chosen];
-  const cost = bits === undefined ? "not read yet" : bits === null ? "the first, which nothing predicted" : `${counted(bits, 1)} bits, ${surprise(bits)}`;
+  const cost =
+    bits === undefined
+      ? "not read yet"
+      : bits === null
+        ? "the first, which nothing predicted"
+        : `${counted(bits, 1)} bits, ${surprise(bits)}`;
   const place = reading.base ? Number(reading.base.position) + chosen : chosen;
-  $("here").replaceChildren("Inside, at byte ", `${counted(place + 1)} `, element("b", {}, named(app.target[chosen])), ` — ${cost}`);
+  $("here").replaceChildren(
+    "Inside, at byte ",
+    `${counted(place + 1)} `,
+    element("b", {}, named(app.target[chosen])),
+    ` — ${cost}`,
+  );
 }
 
 function surprise(bits) {
@@ -282,7 +331,8 @@ function draw_next() {
   );
   const mean = reading.mean_bits();
   const after = element("span", { class: "place" }, ...context(target, chosen, 18, 0, 0));
-  const followed = came === undefined ? "" : ` Outlined: the byte that came, rank ${order.indexOf(came) + 1} of ${order.length}.`;
+  const followed =
+    came === undefined ? "" : ` Outlined: the byte that came, rank ${order.indexOf(came) + 1} of ${order.length}.`;
   const sum = Number.isNaN(mean) ? "" : ` The whole text so far costs ${counted(mean, 2)} bits per byte; 8 would be guessing.`;
   $("next-after").replaceChildren("After ", after, ` the model expects these bytes.${followed}${sum}`);
 }
@@ -317,13 +367,19 @@ function draw_back() {
     const style = `background:rgba(var(${share[u] < 0 ? "--minus" : "--plus"}),${alpha.toFixed(3)})`;
     return element("span", { style, class: u === chosen ? "at" : "" }, text);
   });
-  const lost = reading.first_record ? `(What fired at the first ${counted(reading.first_record)} bytes is no longer kept.)\n` : "";
-  const earlier = reading.base ? "(What it reads of the text before the saved state stands in the state, where no byte can be told apart.)\n" : "";
+  const lost = reading.first_record
+    ? `(What fired at the first ${counted(reading.first_record)} bytes is no longer kept.)\n`
+    : "";
+  const earlier = reading.base
+    ? "(What it reads of the text before the saved state stands in the state, where no byte can be told apart.)\n"
+    : "";
   strip.replaceChildren(earlier, lost, ...spans);
   strip.scrollTop = strip.scrollHeight;
   const best = [...share.keys()].sort((a, b) => Math.abs(share[b]) - Math.abs(share[a])).slice(0, LOOKED_BACK);
   $("back").replaceChildren(
-    ...best.map((u) => bar(place(u), Math.abs(share[u]) / most, percent(Math.abs(share[u])), { fill: share[u] < 0 ? "down" : "" })),
+    ...best.map((u) =>
+      bar(place(u), Math.abs(share[u]) / most, percent(Math.abs(share[u])), { fill: share[u] < 0 ? "down" : "" }),
+    ),
   );
 }
 
@@ -378,10 +434,17 @@ function draw_neuron(layer = app.layer, at = null) {
   const row = at ?? strongest_one;
   if (!record || row === undefined) return $("neuron").replaceChildren();
   const activity = reading.records.map((kept) => (kept ? value_at(kept[layer].fired, row) : 0));
-  const best = [...activity.keys()].filter((t) => activity[t] > 0).sort((a, b) => activity[b] - activity[a]).slice(0, 3);
+  const best = [...activity.keys()]
+    .filter((t) => activity[t] > 0)
+    .sort((a, b) => activity[b] - activity[a])
+    .slice(0, 3);
   const where = best.flatMap((t) => [element("span", { class: "place" }, ...context(app.target, t, 6, 0, 0)), " "]);
   const who = at === null ? `Strongest through the gate of layer ${layer + 1}: neuron` : `Layer ${layer + 1}, neuron`;
-  $("neuron").replaceChildren(`${who} ${neuron(row, model.config)}. `, best.length ? "In this text it fires most at " : "It has not fired in this text.", ...where);
+  $("neuron").replaceChildren(
+    `${who} ${neuron(row, model.config)}. `,
+    best.length ? "In this text it fires most at " : "It has not fired in this text.",
+    ...where,
+  );
 }
 
 const neuron = (row, { n_neurons }) => `${counted((row % n_neurons) + 1)} of head ${Math.floor(row / n_neurons) + 1}`;
@@ -399,11 +462,14 @@ function draw_state(underway) {
   const state = length === reading.tokens.length ? reading.state : reading.state_after(length);
   const memory = state.layers[layer];
   const numbers = nh * N * D;
-  $("memory-size").textContent = `${n_layer} × ${counted(numbers)} numbers, ${counted((n_layer * numbers * 4) / 2 ** 20, 1)} MB`;
+  $("memory-size").textContent =
+    `${n_layer} × ${counted(numbers)} numbers, ${counted((n_layer * numbers * 4) / 2 ** 20, 1)} MB`;
   const when = length === chosen + 1 ? "after this byte" : "after the last byte read";
   $("memory-hint").textContent =
-    `All it knows of the text is this state, of the same size however long the text gets. Layer ${layer + 1} ${when}: neurons across, ` +
-    `features down${nh > 1 && head === null ? ", a band for each head" : ""}. Every byte adds to the synapses of the neurons that fire.`;
+    "All it knows of the text is this state, of the same size however long the text gets. " +
+    `Layer ${layer + 1} ${when}: neurons across, ` +
+    `features down${nh > 1 && head === null ? ", a band for each head" : ""}. ` +
+    "Every byte adds to the synapses of the neurons that fire.";
   draw_memory($("memory"), memory, head === null ? [...Array(nh).keys()] : [head], N, D);
   const [start, end] = head === null ? [0, numbers] : [head * N * D, (head + 1) * N * D];
   $("synapses").replaceChildren(...strongest(memory, start, end, 8).map((at) => synapse(memory, at, length)));
@@ -416,7 +482,10 @@ function synapse(memory, at, length) {
   const [row, d] = [Math.floor(at / D), at % D];
   const written = reading.written(layer, row, d, length - 1);
   const sign = Math.sign(memory[at]);
-  const best = [...written.keys()].filter((t) => written[t] * sign > 0).sort((a, b) => sign * (written[b] - written[a])).slice(0, 1);
+  const best = [...written.keys()]
+    .filter((t) => written[t] * sign > 0)
+    .sort((a, b) => sign * (written[b] - written[a]))
+    .slice(0, 1);
   return element(
     "tr",
     {},
@@ -460,7 +529,13 @@ function* teaching(phrase, times) {
   const completed = [];
   for (const state of [before, after]) {
     const rest = [];
-    for (const byte of stream(model, [10, ...phrase.slice(0, half)], phrase.length - half, new Sampling(0, null, 0n), state.copy())) {
+    for (const byte of stream(
+      model,
+      [10, ...phrase.slice(0, half)],
+      phrase.length - half,
+      new Sampling(0, null, 0n),
+      state.copy(),
+    )) {
       rest.push(byte);
       yield;
     }
@@ -472,13 +547,35 @@ function* teaching(phrase, times) {
 function show_lesson(prompt, times, bits, control, [before, after]) {
   const often = times === 1 ? "once" : `${times} times`;
   const [first, last] = [bits[0], bits.at(-1)];
-  const verdict = last > 0.95 * first ? "it learned nothing" : last > 0.95 * control ? "no better than after the same bytes shuffled" : `${percent(1 - last / first)} less surprise`;
-  const completion = (when, rest) => element("blockquote", {}, element("small", {}, when), as_text(prompt), element("b", {}, as_text(rest).replaceAll("\n", "⏎")));
-  const sum = element("p", { class: "verdict" }, element("strong", {}, `${counted(first, 2)} → ${counted(last, 2)}`), ` bits per byte after reading it ${often}: ${verdict}.`);
-  const told = `Each point is one reading of the phrase. The ring is a control: the phrase after its bytes, shuffled, were read ${often}: ${counted(control, 2)}.`;
+  const verdict =
+    last > 0.95 * first
+      ? "it learned nothing"
+      : last > 0.95 * control
+        ? "no better than after the same bytes shuffled"
+        : `${percent(1 - last / first)} less surprise`;
+  const completion = (when, rest) =>
+    element(
+      "blockquote",
+      {},
+      element("small", {}, when),
+      as_text(prompt),
+      element("b", {}, as_text(rest).replaceAll("\n", "⏎")),
+    );
+  const sum = element(
+    "p",
+    { class: "verdict" },
+    element("strong", {}, `${counted(first, 2)} → ${counted(last, 2)}`),
+    ` bits per byte after reading it ${often}: ${verdict}.`,
+  );
+  const told =
+    "Each point is one reading of the phrase. The ring is a control: the phrase after its bytes, shuffled, were read " +
+    `${often}: ${counted(control, 2)}.`;
   $("learned").replaceChildren(sum, draw_lesson(bits, control), element("p", { class: "hint" }, told));
   const asked = "Asked to complete it, with the likeliest byte each time, ";
-  $("completed").replaceChildren(completion(`${asked}before:`, before), completion(`${asked}after reading it ${often}:`, after));
+  $("completed").replaceChildren(
+    completion(`${asked}before:`, before),
+    completion(`${asked}after reading it ${often}:`, after),
+  );
 }
 
 // ---- Talk ----
@@ -486,7 +583,10 @@ function show_lesson(prompt, times, bits, control, [before, after]) {
 function say(text) {
   const { reading, target } = app;
   if (!reading) return;
-  const progress = reading.tokens.length < target.length ? `${counted(reading.tokens.length)} of ${counted(target.length)} bytes read` : `${counted(target.length)} bytes`;
+  const progress =
+    reading.tokens.length < target.length
+      ? `${counted(reading.tokens.length)} of ${counted(target.length)} bytes read`
+      : `${counted(target.length)} bytes`;
   $("status").textContent = text ? `${progress} · ${text}` : progress;
 }
 
@@ -517,7 +617,13 @@ function trying(action) {
 /** Radio buttons for a choice of the app. */
 function choices(fieldset, name, options, current) {
   const made = options.map(([label, value]) => {
-    const input = element("input", { type: "radio", name, checked: value === current, "aria-label": `${name} ${label}`, onchange: () => select(name, value) });
+    const input = element("input", {
+      type: "radio",
+      name,
+      checked: value === current,
+      "aria-label": `${name} ${label}`,
+      onchange: () => select(name, value),
+    });
     input.dataset.value = String(value);
     return element("label", {}, input, element("span", { "aria-hidden": "true" }, label));
   });
@@ -547,15 +653,18 @@ function byte_at_cursor() {
 // ---- What people do ----
 
 function listen() {
-  $("text").addEventListener("input", trying(() => {
-    const bytes = as_bytes($("text").value);
-    for (const byte of bytes) check_token(byte, app.model.config);
-    app.target = [...bytes];
-    app.chosen = bytes.length ? byte_at_cursor() : -1;
-    follow();
-    draw(app.working);
-    say("");
-  }));
+  $("text").addEventListener(
+    "input",
+    trying(() => {
+      const bytes = as_bytes($("text").value);
+      for (const byte of bytes) check_token(byte, app.model.config);
+      app.target = [...bytes];
+      app.chosen = bytes.length ? byte_at_cursor() : -1;
+      follow();
+      draw(app.working);
+      say("");
+    }),
+  );
   document.addEventListener("selectionchange", () => {
     if (document.activeElement !== $("text") || !app.target.length || app.working) return;
     const t = byte_at_cursor();
@@ -564,15 +673,18 @@ function listen() {
       draw();
     }
   });
-  $("generate").addEventListener("submit", trying((event) => {
-    event.preventDefault();
-    const form = event.target.elements;
-    const how = new Sampling(Number(form.temperature.value), Number(form.top_k.value), BigInt(form.seed.value));
-    const length = Number(form.bytes.value);
-    check_length(length);
-    if (!app.target.length) throw new SamplingError("the text is empty: a text begins with at least one byte");
-    work(writing_on(length, how), speed("written"));
-  }));
+  $("generate").addEventListener(
+    "submit",
+    trying((event) => {
+      event.preventDefault();
+      const form = event.target.elements;
+      const how = new Sampling(Number(form.temperature.value), Number(form.top_k.value), BigInt(form.seed.value));
+      const length = Number(form.bytes.value);
+      check_length(length);
+      if (!app.target.length) throw new SamplingError("the text is empty: a text begins with at least one byte");
+      work(writing_on(length, how), speed("written"));
+    }),
+  );
   $("stop").addEventListener("click", () => {
     app.target.length = app.reading.tokens.length; // what has not been read goes
     app.chosen = Math.min(app.chosen, app.target.length - 1);
@@ -580,18 +692,24 @@ function listen() {
     stop();
     say("stopped");
   });
-  $("afresh").addEventListener("click", trying(() => {
-    begin(null, []);
-    $("text").focus();
-    say("");
-  }));
-  $("lesson").addEventListener("submit", trying((event) => {
-    event.preventDefault();
-    const form = event.target.elements;
-    const phrase = as_bytes(form.phrase.value);
-    for (const byte of [10, ...phrase]) check_token(byte, app.model.config);
-    work(teaching(phrase, Number(form.times.value)), speed("taught"));
-  }));
+  $("afresh").addEventListener(
+    "click",
+    trying(() => {
+      begin(null, []);
+      $("text").focus();
+      say("");
+    }),
+  );
+  $("lesson").addEventListener(
+    "submit",
+    trying((event) => {
+      event.preventDefault();
+      const form = event.target.elements;
+      const phrase = as_bytes(form.phrase.value);
+      for (const byte of [10, ...phrase]) check_token(byte, app.model.config);
+      work(teaching(phrase, Number(form.times.value)), speed("taught"));
+    }),
+  );
   $("save").addEventListener("click", trying(save));
   for (const id of ["open", "load"]) $(id).addEventListener("click", () => $("file").click());
   $("file").addEventListener("change", async ({ target }) => {

@@ -33,7 +33,8 @@ export function check_params(tensors, config) {
   for (const [name, shape] of Object.entries(shapes(config))) {
     const found = tensors[name].shape;
     if (found.join() !== shape.join()) {
-      const sizes = shape.length === 2 && name !== "decoder" ? "vocab_size and n_embd" : "n_embd, n_head and mlp_internal_dim_multiplier";
+      const sizes =
+        shape.length === 2 && name !== "decoder" ? "vocab_size and n_embd" : "n_embd, n_head and mlp_internal_dim_multiplier";
       throw new ParamsError(`${name} has shape ${tuple(found)}, config asks for ${tuple(shape)}: check ${sizes}`);
     }
   }

@@ -56,7 +56,8 @@ export class Reading {
     if (length === this.tokens.length) return;
     this.snapshots = this.snapshots.filter(({ at }) => at <= length);
     this.state = this.state_after(length);
-    for (let t = length; t < this.records.length; t++) this.record_size -= this.records[t] ? size_of_record(this.records[t]) : 0;
+    for (let t = length; t < this.records.length; t++)
+      this.record_size -= this.records[t] ? size_of_record(this.records[t]) : 0;
     for (const kept of [this.tokens, this.logits, this.bits, this.records]) kept.length = length;
     this.first_record = Math.min(this.first_record, length);
   }
@@ -65,7 +66,9 @@ export class Reading {
   state_after(length) {
     if (length === this.tokens.length) return this.state.copy();
     const nearest = this.snapshots.findLast(({ at }) => at <= length);
-    let [at, state] = nearest ? [nearest.at, nearest.state.copy()] : [0, this.base ? this.base.copy() : this.model.init_state()];
+    let [at, state] = nearest
+      ? [nearest.at, nearest.state.copy()]
+      : [0, this.base ? this.base.copy() : this.model.init_state()];
     for (; at < length; at++) this.model.advance(state, [this.tokens[at]]);
     return state;
   }

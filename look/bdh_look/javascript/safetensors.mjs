@@ -1,4 +1,4 @@
-/** The safetensors format: a length, a JSON header, then the numbers. Files are strangers': everything is checked before it is used. */
+/** The safetensors format: a length, a JSON header, then the numbers. Files are strangers': all is checked before it is used. */
 
 import { CheckpointError, shown } from "./errors.mjs";
 import { size_of } from "./params.mjs";
@@ -23,29 +23,44 @@ const DTYPES = {
 };
 export const FLOATS = ["F64", "F32", "BF16", "F16"];
 // What is written, in the order in which tensors lie in a file: those of wide types first, so that all are aligned.
-const WRITTEN = [["I64", BigInt64Array], ["F64", Float64Array], ["F32", Float32Array]];
+const WRITTEN = [
+  ["I64", BigInt64Array],
+  ["F64", Float64Array],
+  ["F32", Float32Array],
+];
 
 /**
  * All tensors of a file and its metadata.
  * @param {Uint8Array} bytes
  * @param {string} name of the file, for errors
- * @returns {{tensors: Record<string, {dtype: string, shape: number[], values: any}>, metadata: Record<string, string>}} bfloat16 and
- *   float16 as float32, which holds all their values
+ * @returns {{tensors: Record<string, {dtype: string, shape: number[], values: any}>, metadata: Record<string, string>}}
+ *   bfloat16 and float16 as float32, which holds all their values
  */
 export function read_safetensors(bytes, name) {
   demand_no_other_format(bytes, name);
-  const damaged = (why) => new CheckpointError(`${shown(name)} is no whole safetensors file (${why}): copy or convert it again`);
+  const damaged = (why) =>
+    new CheckpointError(`${shown(name)} is no whole safetensors file (${why}): copy or convert it again`);
   if (bytes.length < 8) throw damaged(`${bytes.length} bytes are no header`);
   const length = Number(new DataView(bytes.buffer, bytes.byteOffset).getBigUint64(0, true));
   if (length > HEADER_LIMIT || length > bytes.length - 8) throw damaged("it does not begin with its header");
   const { __metadata__: metadata = {}, ...entries } = parsed(bytes.subarray(8, 8 + length), damaged);
-  if (!is_mapping(metadata) || Object.values(metadata).some((text) => typeof text !== "string")) throw damaged("its metadata is no text");
+  if (!is_mapping(metadata) || Object.values(metadata).some((text) => typeof text !== "string"))
+    throw damaged("its metadata is no text");
   const data = bytes.subarray(8 + length);
   check_places(entries, data.length, damaged);
-  const tensors = Object.entries(entries).map(([key, { dtype, shape, data_offsets: [start, end] }]) => {
-    const values = DTYPES[dtype].decode(data.subarray(start, end));
-    return [key, { dtype, shape, values }];
-  });
+  const tensors = Object.entries(entries).map(
+    ([
+      key,
+      {
+        dtype,
+        shape,
+        data_offsets: [start, end],
+      },
+    ]) => {
+      const values = DTYPES[dtype].decode(data.subarray(start, end));
+      return [key, { dtype, shape, values }];
+    },
+  );
   return { tensors: Object.fromEntries(tensors), metadata };
 }
 
@@ -54,9 +69,12 @@ function demand_no_other_format(bytes, name) {
   const begins = (text) => [...text].every((c, i) => bytes[i] === c.charCodeAt(0));
   const file = shown(name);
   if (bytes.length === 0) throw new CheckpointError(`${file} is empty: copy or download it again`);
-  if (begins("version https://git-lfs")) throw new CheckpointError(`${file} is a git-LFS pointer and not the file itself: run git lfs pull`);
-  if (begins("PK\x03\x04")) throw new CheckpointError(`${file} is a zip file, as .pt and .npz are: convert it with bdh-convert --to numpy`);
-  if (bytes[0] === 0x80 && bytes[1] <= 5) throw new CheckpointError(`${file} is a pickle, which nobody should open: convert it with bdh-convert --to numpy`);
+  if (begins("version https://git-lfs"))
+    throw new CheckpointError(`${file} is a git-LFS pointer and not the file itself: run git lfs pull`);
+  if (begins("PK\x03\x04"))
+    throw new CheckpointError(`${file} is a zip file, as .pt and .npz are: convert it with bdh-convert --to numpy`);
+  if (bytes[0] === 0x80 && bytes[1] <= 5)
+    throw new CheckpointError(`${file} is a pickle, which nobody should open: convert it with bdh-convert --to numpy`);
 }
 
 function parsed(bytes, damaged) {
@@ -81,7 +99,8 @@ function check_places(entries, length, damaged) {
     if (!are_lengths(shape)) throw damaged(`${told} has shape ${shown(JSON.stringify(shape), 80)}`);
     if (!are_lengths(data_offsets) || data_offsets.length !== 2) throw damaged(`${told} lies nowhere`);
     const [start, end] = data_offsets;
-    if (end - start !== size_of(shape) * DTYPES[dtype].size) throw damaged(`${told} has ${end - start} bytes for shape [${shape}]`);
+    if (end - start !== size_of(shape) * DTYPES[dtype].size)
+      throw damaged(`${told} has ${end - start} bytes for shape [${shape}]`);
     places.push([start, end, told]);
   }
   let free = 0;
@@ -141,7 +160,10 @@ export function write_safetensors(tensors, metadata) {
   new DataView(bytes.buffer).setBigUint64(0, BigInt(head.length), true);
   bytes.set(head, 8);
   for (const [name, { values }] of ordered) {
-    bytes.set(new Uint8Array(values.buffer, values.byteOffset, values.byteLength), 8 + head.length + header[name].data_offsets[0]);
+    bytes.set(
+      new Uint8Array(values.buffer, values.byteOffset, values.byteLength),
+      8 + head.length + header[name].data_offsets[0],
+    );
   }
   return bytes;
 }

@@ -21,7 +21,8 @@ export class Sampling {
     if (top_k !== null && !(Number.isInteger(top_k) && top_k >= 0)) {
       throw new SamplingError(`top_k is ${top_k}: keep 1 or more tokens, or 0 or null for all`);
     }
-    if (!(seed >= 0n && seed < 2n ** 64n)) throw new SamplingError(`seed is ${seed}: it must be a whole number from 0 to 2^64 - 1`);
+    if (!(seed >= 0n && seed < 2n ** 64n))
+      throw new SamplingError(`seed is ${seed}: it must be a whole number from 0 to 2^64 - 1`);
     Object.assign(this, { temperature, top_k, seed });
   }
 }

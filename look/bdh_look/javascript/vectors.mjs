@@ -38,14 +38,17 @@ export function outputs(manifest, file, Real) {
   };
   const model = new Model(params, config, phase);
   for (const start of manifest.decode.starts) {
-    for (const [name, tensor] of Object.entries(decode(model, tokens, B, BigInt(start)))) found[`decode.${start}.${name}`] = tensor;
+    for (const [name, tensor] of Object.entries(decode(model, tokens, B, BigInt(start))))
+      found[`decode.${start}.${name}`] = tensor;
   }
   return write_safetensors(found, {});
 }
 
 /** Cosines and sines, each (1, P, N), at long positions (R4). */
 function phases(inputs, config, phase, Real) {
-  const each = [...inputs["phases.positions"].values].map((position) => rotation(position, 1, frequencies_of(config), Real, phase));
+  const each = [...inputs["phases.positions"].values].map((position) =>
+    rotation(position, 1, frequencies_of(config), Real, phase),
+  );
   const shape = [1, each.length, config.n_neurons];
   const laid = (side) => ({ shape, values: Real.from(each.flatMap((turned) => [...turned[side]])) });
   return { "phases.cos": laid("cos"), "phases.sin": laid("sin") };
@@ -58,7 +61,10 @@ function decode(model, tokens, B, start) {
   const state = new RecurrentState(start, model.init_state(B).layers, B);
   const logits = new model.Real(B * T * V);
   for (let t = 0; t < T; t++) {
-    const row = model.advance(state, Array.from({ length: B }, (_, b) => tokens[b * T + t]));
+    const row = model.advance(
+      state,
+      Array.from({ length: B }, (_, b) => tokens[b * T + t]),
+    );
     for (let b = 0; b < B; b++) logits.set(row.subarray(b * V, (b + 1) * V), (b * T + t) * V);
   }
   const states = state.layers.map((values, i) => [`layers.${i}.state`, { shape: [B, nh, N, D], values }]);
@@ -69,7 +75,9 @@ function decode(model, tokens, B, start) {
 function sampled(inputs) {
   const of = (name) => inputs[`sampling.${name}`];
   const [S, C] = of("logits").shape;
-  const uniforms = Array.from({ length: S }, (_, s) => uniform(of("seed").values[s], of("position").values[s], of("row").values[s]));
+  const uniforms = Array.from({ length: S }, (_, s) =>
+    uniform(of("seed").values[s], of("position").values[s], of("row").values[s]),
+  );
   const tokens = uniforms.map((draw, s) => {
     const how = new Sampling(of("temperature").values[s], Number(of("top_k").values[s]), of("seed").values[s]);
     return sample(of("logits").values.subarray(s * C, (s + 1) * C), draw, how);
