@@ -264,6 +264,8 @@ def test_another_checkpoint_is_dropped_and_wrong_files_get_a_sentence(
 def test_nothing_is_cut_off_and_everything_can_be_read(live: Chromium, width: int, scheme: str) -> None:
     live.look(width, scheme=scheme)
     assert live.run("document.documentElement.scrollWidth") <= width
+    cut = "[...document.querySelectorAll('th, td, button:not(.place), h2')].filter((e) => e.scrollWidth > e.clientWidth + 1)"
+    assert live.run(f"{cut}.map((e) => e.textContent)") == []
     ratios = live.run(CONTRASTS)
     assert len(ratios) > 40
     assert not [told for told in ratios if told["ratio"] < 4.5], "WCAG's AA"

@@ -493,7 +493,7 @@ function synapse(memory, at, length) {
     element("td", {}, counted((row % model.config.n_neurons) + 1)),
     element("td", {}, counted(d + 1)),
     element("td", { class: sign > 0 ? "plus" : "minus" }, `${sign > 0 ? "+" : "−"}${counted(Math.abs(memory[at]), 1)}`),
-    element("td", {}, ...(best.length ? best.map((t) => place(t, 8, 2)) : ["before this text"])),
+    element("td", {}, ...(best.length ? best.map((t) => place(t, 7, 1)) : ["before this text"])),
   );
 }
 
