@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from bdh_look.commands import graph, neurons, state
+from bdh_look.live import live
 from bdh_look.options import Chosen, check_free, of_a_model, put
 from bdh_spec import BDHError
 from bdh_spec.files import shown
@@ -64,6 +65,7 @@ def page_command(chosen: Chosen, text: str, output: Path, force: bool, causes: b
 command.add_command(neurons)
 command.add_command(graph)
 command.add_command(state)
+command.add_command(live)
 
 
 def text_bytes(text: str) -> bytes:

@@ -1,0 +1,5 @@
+"""python -m bdh_look"""
+
+from bdh_look.cli import main
+
+main()
