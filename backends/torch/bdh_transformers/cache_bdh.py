@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,8 +10,9 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
-from bdh_torch.attention import attend, write
-from bdh_torch.layer import wide
+from bdh_torch.attention import attend, read, scores, without_padding, write
+from bdh_torch.layer import multiply, wide
+from bdh_transformers.texts_bdh import Texts, last_position
 
 
 class BDHStateLayer(CacheLayerMixin):
@@ -28,15 +30,20 @@ class BDHStateLayer(CacheLayerMixin):
             "a state has no rows of keys and values to return: BDHRecurrentAttention calls read_and_write"
         )
 
-    def read_and_write(self, rotated: Tensor, v: Tensor) -> Tensor:
+    def read_and_write(self, rotated: Tensor, v: Tensor, texts: Texts | None = None) -> Tensor:
         """Attention (h*B, T, D) of these tokens to one another and to all earlier ones; then the state remembers them too."""
-        attention = attend(rotated, v, self.state)  # before the first token there is nothing to read
-        self.remember(rotated, v)
+        # Before the first token there is nothing to read.
+        attention = attend(rotated, v, self.state) if texts is None else attend_to_own(rotated, v, self.state, texts)
+        self.remember(rotated, v, texts)
         return attention
 
-    def remember(self, rotated: Tensor, v: Tensor) -> None:
-        """Write these tokens into the state."""
+    def remember(self, rotated: Tensor, v: Tensor, texts: Texts | None = None) -> None:
+        """Write these tokens into the state; of rows that are packed with several texts, those of the last."""
         state = blank(rotated, v) if self.state is None else self.state
+        if texts is not None:
+            v = without_padding(v, texts.remembered(v.shape[1]))
+            goes_on = texts.before == texts.number[:, -1]
+            state = multiply(state, goes_on.repeat(self.n_head)[:, None, None])
         # Not in place where gradients are recorded: they need what the state was.
         self.state = write(state, rotated, v, donate=not torch.is_grad_enabled())
         self.length += v.shape[1]
@@ -112,12 +119,21 @@ def blank(rotated: Tensor, v: Tensor) -> Tensor:
     return torch.zeros((B, N, D), dtype=wide(rotated.dtype), device=rotated.device)
 
 
+def attend_to_own(rotated: Tensor, v: Tensor, memory: Tensor | None, texts: Texts) -> Tensor:
+    """Attention (h*B, T, D) of rows packed with texts: each token's to its own, and to the state if that is of its own."""
+    similar = torch.unflatten(scores(rotated), 0, (-1, len(texts.number)))  # h B T T
+    attention = torch.bmm(multiply(similar, texts.seen(rotated.shape[1])).flatten(0, 1), v)
+    return attention if memory is None else attention + read(memory, without_padding(rotated, texts.going_on()))
+
+
 class BDHCache(Cache):
     """The cache of a model with this configuration, in the form of attention that it is set to at the moment.
 
     ``bdh_recurrent``: a state of fixed size in each layer. ``bdh_parallel``: in each layer the rotated neurons of every token,
-    and what it was read from.
+    and what it was read from. It knows where the next token stands, also after padding or positions of one's own.
     """
+
+    last: tuple[Tensor, Tensor | None] | None = None  # positions (B, T) and mask (B, S) of the last tokens, if either was given
 
     def __init__(self, config: PreTrainedConfig) -> None:
         recurrent = config._attn_implementation in (None, "bdh_recurrent")
@@ -125,6 +141,40 @@ class BDHCache(Cache):
             BDHStateLayer(config.num_attention_heads) if recurrent else DynamicLayer() for _ in range(config.num_hidden_layers)
         )
         super().__init__(layers=list(layers))
+
+    def next_position(self) -> Any:
+        """Where the next token stands: a number for all texts, or (1, 1), or (B, 1)."""
+        return self.get_seq_length() if self.last is None else last_position(*self.last) + 1
+
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        self.last = None
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Let text b go on from what text ``beam_idx[b]`` remembers."""
+        super().reorder_cache(beam_idx)
+        self._move(lambda position: position[beam_idx.to(position.device)], by_text=True)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these texts only, in this order."""
+        super().batch_select_indices(indices)
+        self._move(lambda position: position[indices.to(position.device)], by_text=True)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Every text ``repeats`` times."""
+        super().batch_repeat_interleave(repeats)
+        self._move(lambda position: position.repeat_interleave(repeats, dim=0), by_text=True)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take the last tokens back, which rows allow and a state does not."""
+        super().crop(tokens_to_remove)
+        self._move(lambda position: position - abs(tokens_to_remove))
+
+    def _move(self, change: Callable[[Tensor], Tensor], *, by_text: bool = False) -> None:
+        if self.last is not None:
+            position = last_position(*self.last)
+            self.last = position if by_text and len(position) == 1 else change(position), None
 
 
 def check_cache(cache: Any, form: str | None) -> None:
