@@ -18,6 +18,7 @@ from bdh_conformance.yardstick.tolerances import FLOAT64, expect
 from bdh_spec.model import forward
 from bdh_torch.forms import Kernel
 from bdh_transformers import BDHForCausalLM, modeling_bdh
+from bdh_transformers.texts_bdh import packed
 
 Load = Callable[..., BDHForCausalLM]
 
@@ -111,8 +112,8 @@ def test_gradients_of_packed_texts_are_those_of_the_texts_alone(
     def slopes(logits: Tensor) -> tuple[Tensor, ...]:
         return torch.autograd.grad(F.cross_entropy(logits.flatten(0, 1), TOKENS.flatten()), list(model.parameters()))
 
-    packed = slopes(model(TOKENS, position_ids=restarting(), use_cache=False).logits)
-    for actual, expected in zip(packed, slopes(alone(model)), strict=True):
+    found = slopes(model(TOKENS, position_ids=restarting(), use_cache=False).logits)
+    for actual, expected in zip(found, slopes(alone(model)), strict=True):
         close(actual, expected)
 
 
@@ -181,6 +182,7 @@ PADDED = {
 @torch.no_grad()
 def test_padding_begins_no_text(load: Load, form: str, positions: Tensor) -> None:
     model = load(CASE, form)
+    assert packed(TOKENS.shape, positions, HOLE != 0) is None
     logits = model(TOKENS, attention_mask=HOLE, position_ids=positions, use_cache=False).logits
     for row, kept in enumerate(HOLE.bool()):
         close(logits[row, kept], model(TOKENS[row, kept][None], use_cache=False).logits[0])

@@ -233,7 +233,7 @@ class BDHModel(BDHPreTrainedModel):
         check_mask(attention_mask, T)
         kept = None if attention_mask is None else attention_mask != 0
         if inputs_embeds is None:
-            inputs_embeds = self.embed(self._without_foreign_padding(input_ids, kept))
+            inputs_embeds = self._embedded(self._without_foreign_padding(input_ids, kept))
         if use_cache and past_key_values is None and not self.training:
             past_key_values = BDHCache(self.config)
         if past_key_values is not None:
@@ -312,6 +312,15 @@ class BDHModel(BDHPreTrainedModel):
             table = self.rotary(position_ids, dtype)  # T N/2 2, or B T N/2 2
             return lambda start, stop: table[..., start:stop, :, :]
         return lambda start, stop: self.rotary(position_ids[..., start:stop], dtype)
+
+    def _embedded(self, input_ids: Tensor) -> Any:
+        try:
+            return self.embed(input_ids)
+        except IndexError as error:  # where PyTorch looks, which is on a CPU
+            raise IndexError(
+                f"token {int(input_ids.max())} is none of the {self.config.vocab_size} of the vocabulary: for special tokens"
+                " call model.resize_token_embeddings(len(tokenizer)); for padding give an attention_mask or config.pad_token_id"
+            ) from error
 
     def _without_foreign_padding(self, input_ids: Any, kept: Tensor | None) -> Tensor:
         """Tokens in which padding reads as id 0, for a tokenizer of bytes pads with an id that is none of the vocabulary."""
@@ -444,6 +453,14 @@ class BDHForCausalLM(BDHPreTrainedModel, GenerationMixin):
         super()._prepare_special_tokens(generation_config, *args, **kwargs)
         pad = generation_config._pad_token_tensor
         self.backbone.pads_with = None if pad is None else int(pad)
+
+    def _prepare_attention_mask_for_generation(
+        self, inputs_tensor: Tensor, generation_config: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        pad = generation_config._pad_token_tensor
+        if pad is not None and inputs_tensor.ndim == 2 and int(pad) >= self.config.vocab_size:
+            return (inputs_tensor != pad).long()  # no token that was ever read or written, also where it is eos as well
+        return super()._prepare_attention_mask_for_generation(inputs_tensor, generation_config, *args, **kwargs)
 
     def _validate_generation_mode(self, generation_mode: Any, *args: Any) -> None:
         if generation_mode == GenerationMode.ASSISTED_GENERATION and self._is_stateful:
