@@ -12,6 +12,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
 from bdh_torch.attention import attend, read, scores, without_padding, write
 from bdh_torch.layer import multiply, wide
+from bdh_transformers.rows_bdh import BDHRowsLayer, BDHStaticRowsLayer, stays
 from bdh_transformers.texts_bdh import Texts, last_position
 
 
@@ -32,22 +33,31 @@ class BDHStateLayer(CacheLayerMixin):
 
     def read_and_write(self, rotated: Tensor, v: Tensor, texts: Texts | None = None) -> Tensor:
         """Attention (h*B, T, D) of these tokens to one another and to all earlier ones; then the state remembers them too."""
-        # Before the first token there is nothing to read.
-        attention = attend(rotated, v, self.state) if texts is None else attend_to_own(rotated, v, self.state, texts)
+        state = None if self.is_blank() else self.state  # before the first token there is nothing to read
+        attention = attend(rotated, v, state) if texts is None else attend_to_own(rotated, v, state, texts)
         self.remember(rotated, v, texts)
         return attention
 
     def remember(self, rotated: Tensor, v: Tensor, texts: Texts | None = None) -> None:
         """Write these tokens into the state; of rows that are packed with several texts, those of the last."""
-        state = blank(rotated, v) if self.state is None else self.state
+        state = self.room(len(rotated) // self.n_head, rotated.shape[-1], v.shape[-1], rotated)
         if texts is not None:
             v = without_padding(v, texts.remembered(v.shape[1]))
             goes_on = texts.before == texts.number[:, -1]
             state = multiply(state, goes_on.repeat(self.n_head)[:, None, None])
-        # Not in place where gradients are recorded: they need what the state was.
-        self.state = write(state, rotated, v, donate=not torch.is_grad_enabled())
-        self.length += v.shape[1]
-        self.is_initialized = True
+        if torch.is_grad_enabled():  # which need what the state was
+            self.state = write(state, rotated, v)
+        else:
+            write(state, rotated, v, donate=True)
+        self.count(v.shape[1])
+
+    def is_blank(self) -> bool:
+        """Whether nothing was written yet."""
+        return self.state is None
+
+    def count(self, T: int) -> None:
+        """Take note that as many tokens were written."""
+        self.length += T
 
     def room(self, texts: int, n_neurons: int, width: int, like: Tensor) -> Tensor:
         """The state, to be written in place; zeros before the first token."""
@@ -58,14 +68,14 @@ class BDHStateLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Start with a blank state."""
-        self.state, self.is_initialized = blank(key_states, value_states), True
+        self.room(len(key_states) // self.n_head, key_states.shape[-1], value_states.shape[-1], key_states)
 
     @property
     def batch_size(self) -> int:
         """How many texts it remembers; -1 before the first."""
         return -1 if self.state is None else len(self.state) // self.n_head
 
-    def get_seq_length(self) -> int:
+    def get_seq_length(self) -> Any:
         """Tokens read so far."""
         return self.length
 
@@ -113,10 +123,44 @@ class BDHStateLayer(CacheLayerMixin):
             self.state = change(self.state.view(self.n_head, -1, *self.state.shape[1:])).flatten(0, 1)
 
 
-def blank(rotated: Tensor, v: Tensor) -> Tensor:
-    """The state before the first token: zeros, of the size that these rotated neurons and values ask for."""
-    B, N, D = rotated.shape[0], rotated.shape[-1], v.shape[-1]
-    return torch.zeros((B, N, D), dtype=wide(rotated.dtype), device=rotated.device)
+class BDHStaticStateLayer(BDHStateLayer):
+    """The same, which stays where it is and counts in a tensor: a compiled program need not be made again for a next token."""
+
+    is_compileable = True
+
+    def __init__(self, n_head: int, **options: Any) -> None:
+        super().__init__(n_head, **options)
+        self.length: Any = torch.zeros((), dtype=torch.long)
+        self.is_written = False
+
+    def is_blank(self) -> bool:
+        """Whether nothing was written yet."""
+        return not self.is_written
+
+    def count(self, T: int) -> None:
+        """Take note that as many tokens were written."""
+        self.length.add_(T)
+        self.is_written = True
+
+    def room(self, texts: int, n_neurons: int, width: int, like: Tensor) -> Tensor:
+        """The state, to be written in place; zeros before the first token."""
+        if self.state is None:
+            self.length = self.length.to(like.device)
+            stays(super().room(texts, n_neurons, width, like), self.length)
+        return super().room(texts, n_neurons, width, like)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.is_written = False
+        self.length.zero_()
+        if self.state is not None:
+            self.state.zero_()
+
+    def _texts(self, change: Any) -> None:
+        room = self.state
+        super()._texts(change)
+        if room is not None and self.state is not None and room.shape == self.state.shape:
+            self.state = room.copy_(self.state)
 
 
 def attend_to_own(rotated: Tensor, v: Tensor, memory: Tensor | None, texts: Texts) -> Tensor:
@@ -131,16 +175,26 @@ class BDHCache(Cache):
 
     ``bdh_recurrent``: a state of fixed size in each layer. ``bdh_parallel``: in each layer the rotated neurons of every token,
     and what it was read from. It knows where the next token stands, also after padding or positions of one's own.
+
+    With ``max_cache_len`` it stays where it is, as compiled programs ask: rows have room for as many tokens, a state for any
+    number.
     """
 
     last: tuple[Tensor, Tensor | None] | None = None  # positions (B, T) and mask (B, S) of the last tokens, if either was given
 
-    def __init__(self, config: PreTrainedConfig) -> None:
-        recurrent = config._attn_implementation in (None, "bdh_recurrent")
-        layers = (
-            BDHStateLayer(config.num_attention_heads) if recurrent else DynamicLayer() for _ in range(config.num_hidden_layers)
-        )
-        super().__init__(layers=list(layers))
+    def __init__(self, config: PreTrainedConfig, max_cache_len: int | None = None) -> None:
+        def layer() -> Any:
+            if config._attn_implementation in (None, "bdh_recurrent"):
+                return (BDHStateLayer if max_cache_len is None else BDHStaticStateLayer)(config.num_attention_heads)
+            return BDHRowsLayer() if max_cache_len is None else BDHStaticRowsLayer(max_cache_len)
+
+        super().__init__(layers=[layer() for _ in range(config.num_hidden_layers)])
+
+    def make_room(self, texts: int, n_neurons: int, width: int, like: Tensor) -> None:
+        """Make states for as many texts at once, so that a program that reads the first tokens is none of its own."""
+        for layer in self.layers:
+            if isinstance(layer, BDHStateLayer):
+                layer.room(texts, n_neurons, width, like)
 
     def next_position(self) -> Any:
         """Where the next token stands: a number for all texts, or (1, 1), or (B, 1)."""
@@ -177,21 +231,27 @@ class BDHCache(Cache):
             self.last = position if by_text and len(position) == 1 else change(position), None
 
 
+STATES: frozenset[Any] = frozenset({BDHStateLayer, BDHStaticStateLayer})
+ROWS: frozenset[Any] = frozenset({DynamicLayer, BDHRowsLayer, BDHStaticRowsLayer})
+
+
 def check_cache(cache: Any, form: str | None) -> None:
     """Refuse a cache that this form of attention cannot use, before anything is lost in it."""
     if getattr(cache, "offloading", False):
         raise ValueError(f"{form} cannot use a cache that is offloaded: a long text reads all of its rows; pass one that stays")
     layers = getattr(cache, "layers", [None])
     kinds: set[Any] = {type(layer) for layer in layers} or {getattr(cache, "layer_class_to_replicate", None)}
-    needed = BDHStateLayer if form == "bdh_recurrent" else DynamicLayer
-    if kinds != {needed}:
+    if not kinds <= (STATES if form == "bdh_recurrent" else ROWS):
         found = type(cache).__name__ + "".join(f" of {kind.__name__}" for kind in kinds if kind is not None)
         raise ValueError(f"{form} cannot use a {found}: {_remedy(kinds, form)}")
 
 
 def _remedy(kinds: set[Any], form: str | None) -> str:
-    if form == "bdh_recurrent" and kinds == {DynamicLayer}:
+    if form == "bdh_recurrent" and kinds <= ROWS:
         return "pass BDHCache(model.config), or use model.set_attn_implementation('bdh_parallel'), which keeps rows"
-    if kinds == {BDHStateLayer}:
+    if kinds <= STATES:
         return "the form was changed after this state was written: start again, or change it back"
-    return "pass BDHCache(model.config), or no cache at all and generate makes the right one"
+    return (
+        "pass BDHCache(model.config), with a max_cache_len for one that is static, or no cache at all and generate makes the"
+        " right one"
+    )

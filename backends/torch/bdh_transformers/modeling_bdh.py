@@ -104,8 +104,8 @@ class BDHLayer(GradientCheckpointingLayer):
         blank, memories = False, None
         if past_key_values is not None:
             state = past_key_values.layers[self.layer_idx]
-            blank, memories = state.state is None, state.room(B, N, D, x)
-            state.length += T
+            blank, memories = state.is_blank(), state.room(B, N, D, x)
+            state.count(T)
 
         def read(span: Span) -> Tensor:
             part, memory, is_blank = (_rows(B, span.row), slice(span.start, span.stop)), memories, blank
@@ -263,10 +263,10 @@ class BDHModel(BDHPreTrainedModel):
 
     def _places(self, position_ids: Tensor | None, kept: Tensor | None, T: int, past_key_values: Cache | None) -> Tensor:
         """Where these tokens stand, (B, T), (1, T) or (T), which a cache is told."""
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
-        start = past_key_values.next_position() if isinstance(past_key_values, BDHCache) else past
         is_given = position_ids is not None or kept is not None
-        if position_ids is None:
+        if position_ids is None:  # else nothing is looked at in a cache, which a program would be compiled for
+            past = 0 if past_key_values is None else past_key_values.get_seq_length()
+            start = past_key_values.next_position() if isinstance(past_key_values, BDHCache) else past
             here = torch.arange(T, device=self.encoder.device)
             position_ids = start + here if kept is None else places(kept, T, past, start)
         if isinstance(past_key_values, BDHCache) and (is_given or past_key_values.last is not None):
@@ -389,6 +389,7 @@ class BDHForCausalLM(BDHPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.backbone = BDHModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self._longest_cache = 0  # of a fixed length, that generate has made
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -470,17 +471,36 @@ class BDHForCausalLM(BDHPreTrainedModel, GenerationMixin):
             )
         super()._validate_generation_mode(generation_mode, *args)
 
-    def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> Any:
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], mode: Any, batch_size: int, max_cache_length: int
+    ) -> Any:
         """Make the cache that the present form of attention needs; refuse those that it cannot have."""
         kind = generation_config.cache_implementation
-        if kind not in (None, "dynamic"):
+        if kind not in (None, "dynamic", "static"):
             raise ValueError(
                 f"BDH has no cache_implementation {kind!r}: leave it out, and bdh_recurrent keeps a state of fixed size,"
-                " bdh_parallel the rows of all tokens"
+                " bdh_parallel the rows of all tokens; or ask for 'static', which compiled programs read"
             )
-        if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
-            model_kwargs["past_key_values"] = BDHCache(self.config)
-            if generation_config.is_assistant:
-                model_kwargs["past_key_values"].activate_past_recording()
-            return None
-        return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
+        if not generation_config.use_cache or model_kwargs.get("past_key_values") is not None:
+            return super()._prepare_cache_for_generation(generation_config, model_kwargs, mode, batch_size, max_cache_length)
+        cache = BDHCache(self.config)
+        if kind == "static":
+            cache = self._static_cache(generation_config, batch_size, max_cache_length)
+        if generation_config.is_assistant:
+            cache.activate_past_recording()
+        model_kwargs["past_key_values"] = cache
+        return None
+
+    def _static_cache(self, generation_config: Any, batch_size: int, max_cache_length: int) -> BDHCache:
+        # As long as the longest so far: programs that were compiled for it serve again.
+        longest = max(max_cache_length, generation_config.max_cache_len or 0, self._longest_cache)
+        self._longest_cache = longest
+        cache, encoder = BDHCache(self.config, longest), self.backbone.encoder
+        texts = batch_size * max(generation_config.num_beams, generation_config.num_return_sequences)
+        cache.make_room(texts, encoder.shape[2], self.config.hidden_size, encoder)
+        return cache
+
+    @staticmethod
+    def create_masks_for_generate(inputs_embeds: Tensor, attention_mask: Tensor | None, **_: Any) -> Tensor | None:
+        """The columns of a mask (B, S) that are of the tokens at hand: all that is needed of it, and of one size."""
+        return None if attention_mask is None else attention_mask[:, -inputs_embeds.shape[1] :]

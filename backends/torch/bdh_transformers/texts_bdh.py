@@ -24,9 +24,12 @@ class Texts(NamedTuple):
         """The same of the tokens from ``start`` to before ``stop``."""
         return Texts(self.number[:, start:stop], self.number[:, start - 1] if start else self.before)
 
-    def seen(self, S: int) -> Tensor:
-        """Whether each token, (B, T), sees each of the last S ones, (B, T, S), as far as texts decide it."""
-        return self.number[:, :, None] == self._remembered_and_read(S)[:, None]
+    def seen(self, S: int, at: Tensor | None = None) -> Tensor:
+        """Whether each token, (B, T), sees each of S rows, (B, T, S), as far as texts decide it.
+
+        Its own are the last ones, or those ``at`` (T).
+        """
+        return self.number[:, :, None] == self._remembered_and_read(S, at)[:, None]
 
     def begins(self) -> Tensor:
         """Which tokens, (B, T), are the first of a text that stands behind another."""
@@ -36,11 +39,13 @@ class Texts(NamedTuple):
         """Whether the text of each token, (B, T), is the one that is remembered."""
         return self.number == self.before[:, None]
 
-    def remembered(self, S: int) -> Tensor:
-        """Which of the last S tokens, (B, S), are of the text that goes on after these."""
-        return self._remembered_and_read(S) == self.number[:, -1:]
+    def remembered(self, S: int, at: Tensor | None = None) -> Tensor:
+        """Which of S rows, (B, S), are of the text that goes on after these tokens, whose own are the last or those ``at``."""
+        return self._remembered_and_read(S, at) == self.number[:, -1:]
 
-    def _remembered_and_read(self, S: int) -> Tensor:
+    def _remembered_and_read(self, S: int, at: Tensor | None) -> Tensor:
+        if at is not None:
+            return self.before[:, None].repeat(1, S).index_copy(1, at, self.number)
         earlier = S - self.number.shape[1]
         return torch.cat((self.before[:, None].expand(-1, earlier), self.number), dim=1) if earlier else self.number
 
