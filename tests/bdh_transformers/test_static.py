@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import CompileConfig
+from transformers import CompileConfig, DynamicCache, StaticCache
 
 from bdh_conformance.yardstick.cases import Case
 from bdh_conformance.yardstick.tolerances import FLOAT64
 from bdh_spec.config import BDHConfig as Sizes
-from bdh_transformers import BDHCache, BDHForCausalLM
+from bdh_transformers import BDHCache, BDHForCausalLM, BDHStaticCache
 
 Load = Callable[..., BDHForCausalLM]
 
@@ -33,7 +33,7 @@ def close(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=FLOAT64, atol=FLOAT64)
 
 
-def places(cache: BDHCache) -> list[int]:
+def places(cache: BDHCache | BDHStaticCache) -> list[int]:
     """Where a cache keeps what it remembers."""
     kept = [getattr(layer, name, None) for layer in cache.layers for name in ("state", "keys", "values")]
     return [tensor.data_ptr() for tensor in kept if tensor is not None]
@@ -48,7 +48,7 @@ def test_r13_a_static_cache_reads_any_split_of_a_text_and_stays_where_it_is(
     if lengths == "short":
         request.getfixturevalue("short_chunks")
     model = load(CASE, form)
-    cache, expected = BDHCache(model.config, max_cache_len=16), model(TOKENS, use_cache=False).logits
+    cache, expected = BDHStaticCache(model.config, max_cache_len=16), model(TOKENS, use_cache=False).logits
     for kernel in ("plain", "streamed"):
         model.backbone.kernel = kernel
         logits = [model(part, past_key_values=cache).logits for part in TOKENS.split(split, dim=1)]
@@ -67,7 +67,7 @@ def test_packed_rows_are_read_into_a_static_cache(load: Load, request: pytest.Fi
         request.getfixturevalue("short_chunks")
     model = load(CASE, form)
     positions, found = torch.tensor([[3, 4, 5, 0, 1, 2, 3, 4]]), []
-    for cache in (BDHCache(model.config), BDHCache(model.config, max_cache_len=16)):
+    for cache in (BDHCache(model.config), BDHStaticCache(model.config, max_cache_len=16)):
         model(TOKENS[:, :3], past_key_values=cache)
         logits = model(TOKENS[:, :8], position_ids=positions, past_key_values=cache).logits
         found.append(torch.cat((logits, model(TOKENS[:, 8:], past_key_values=cache).logits), dim=1))
@@ -77,7 +77,7 @@ def test_packed_rows_are_read_into_a_static_cache(load: Load, request: pytest.Fi
 @torch.no_grad()
 def test_texts_of_a_static_cache_change_places_where_they_are(load: Load, form: str) -> None:
     model, expected = load(CASE, form), load(CASE, form)(TOKENS.flip(0)).logits
-    cache = BDHCache(model.config, max_cache_len=16)
+    cache = BDHStaticCache(model.config, max_cache_len=16)
     model(TOKENS[:, :6], past_key_values=cache)
     before = places(cache)
     cache.reorder_cache(torch.tensor([1, 0]))
@@ -94,6 +94,7 @@ def test_generate_with_a_static_cache_writes_the_same_text(
     expected = model.generate(TOKENS, **given)
     output = model.generate(TOKENS, cache_implementation="static", return_dict_in_generate=True, **given)
     assert torch.equal(output.sequences, expected)
+    assert isinstance(output.past_key_values, StaticCache)
     assert output.past_key_values.is_compileable
     if "prefill_chunk_size" not in options:  # which transformers asks of tokens
         embeddings = model.get_input_embeddings()(TOKENS)
@@ -101,10 +102,18 @@ def test_generate_with_a_static_cache_writes_the_same_text(
         assert torch.equal(written, expected[:, 11:])
 
 
+def test_caches_are_those_that_libraries_ask_for(load: Load, form: str) -> None:
+    config = load(CASE, form).config
+    dynamic, static = BDHCache(config), BDHStaticCache(config, max_cache_len=4)
+    assert (isinstance(dynamic, DynamicCache), isinstance(static, DynamicCache)) == (True, False)
+    assert (isinstance(dynamic, StaticCache), isinstance(static, StaticCache)) == (False, True)
+    assert (dynamic.is_compileable, static.is_compileable) == (False, True)
+
+
 @torch.no_grad()
 def test_rows_of_a_fixed_length_that_are_full_say_so(load: Load) -> None:
     model = load(CASE, "bdh_parallel")
-    cache = BDHCache(model.config, max_cache_len=8)
+    cache = BDHStaticCache(model.config, max_cache_len=8)
     model(TOKENS[:, :7], past_key_values=cache)
     with pytest.raises(ValueError, match=r"room for 8 tokens, and 7 and 4 more do not fit in: give it a larger max_cache_len"):
         model(TOKENS[:, 7:], past_key_values=cache)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, StaticCache
 
 from bdh_torch.attention import attend, read, scores, without_padding, write
 from bdh_torch.layer import multiply, wide
@@ -170,31 +170,10 @@ def attend_to_own(rotated: Tensor, v: Tensor, memory: Tensor | None, texts: Text
     return attention if memory is None else attention + read(memory, without_padding(rotated, texts.going_on()))
 
 
-class BDHCache(Cache):
-    """The cache of a model with this configuration, in the form of attention that it is set to at the moment.
-
-    ``bdh_recurrent``: a state of fixed size in each layer. ``bdh_parallel``: in each layer the rotated neurons of every token,
-    and what it was read from. It knows where the next token stands, also after padding or positions of one's own.
-
-    With ``max_cache_len`` it stays where it is, as compiled programs ask: rows have room for as many tokens, a state for any
-    number.
-    """
+class PositionedCache(Cache):
+    """A cache that knows where the next token stands, also after padding or positions of one's own."""
 
     last: tuple[Tensor, Tensor | None] | None = None  # positions (B, T) and mask (B, S) of the last tokens, if either was given
-
-    def __init__(self, config: PreTrainedConfig, max_cache_len: int | None = None) -> None:
-        def layer() -> Any:
-            if config._attn_implementation in (None, "bdh_recurrent"):
-                return (BDHStateLayer if max_cache_len is None else BDHStaticStateLayer)(config.num_attention_heads)
-            return BDHRowsLayer() if max_cache_len is None else BDHStaticRowsLayer(max_cache_len)
-
-        super().__init__(layers=[layer() for _ in range(config.num_hidden_layers)])
-
-    def make_room(self, texts: int, n_neurons: int, width: int, like: Tensor) -> None:
-        """Make states for as many texts at once, so that a program that reads the first tokens is none of its own."""
-        for layer in self.layers:
-            if isinstance(layer, BDHStateLayer):
-                layer.room(texts, n_neurons, width, like)
 
     def next_position(self) -> Any:
         """Where the next token stands: a number for all texts, or (1, 1), or (B, 1)."""
@@ -231,6 +210,43 @@ class BDHCache(Cache):
             self.last = position if by_text and len(position) == 1 else change(position), None
 
 
+class BDHCache(PositionedCache, DynamicCache):
+    """The cache of a model with this configuration, in the form of attention that it is set to at the moment.
+
+    ``bdh_recurrent``: a state of fixed size in each layer. ``bdh_parallel``: in each layer the rotated neurons of every token,
+    and what it was read from.
+    """
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        layers = (
+            BDHStateLayer(config.num_attention_heads) if is_recurrent(config) else BDHRowsLayer()
+            for _ in range(config.num_hidden_layers)
+        )
+        Cache.__init__(self, layers=list(layers))  # that of a DynamicCache would choose layers by itself
+
+
+class BDHStaticCache(PositionedCache, StaticCache):
+    """The same, which stays where it is, as compiled programs ask: rows have room for as many tokens, a state for any."""
+
+    def __init__(self, config: PreTrainedConfig, max_cache_len: int) -> None:
+        layers = (
+            BDHStaticStateLayer(config.num_attention_heads) if is_recurrent(config) else BDHStaticRowsLayer(max_cache_len)
+            for _ in range(config.num_hidden_layers)
+        )
+        Cache.__init__(self, layers=list(layers))  # that of a StaticCache would choose layers by itself
+
+    def make_room(self, texts: int, n_neurons: int, width: int, like: Tensor) -> None:
+        """Make states for as many texts at once, so that a program that reads the first tokens is none of its own."""
+        for layer in self.layers:
+            if isinstance(layer, BDHStateLayer):
+                layer.room(texts, n_neurons, width, like)
+
+
+def is_recurrent(config: PreTrainedConfig) -> bool:
+    """Whether models of this configuration remember by a state."""
+    return config._attn_implementation in (None, "bdh_recurrent")
+
+
 STATES: frozenset[Any] = frozenset({BDHStateLayer, BDHStaticStateLayer})
 ROWS: frozenset[Any] = frozenset({DynamicLayer, BDHRowsLayer, BDHStaticRowsLayer})
 
@@ -252,6 +268,6 @@ def _remedy(kinds: set[Any], form: str | None) -> str:
     if kinds <= STATES:
         return "the form was changed after this state was written: start again, or change it back"
     return (
-        "pass BDHCache(model.config), with a max_cache_len for one that is static, or no cache at all and generate makes the"
+        "pass BDHCache(model.config), or BDHStaticCache(model.config, max_cache_len), or no cache at all and generate makes the"
         " right one"
     )

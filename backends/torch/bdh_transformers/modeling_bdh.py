@@ -32,7 +32,7 @@ from bdh_torch.rope import Rotations as Streamed
 from bdh_torch.rope import fixed_point, relative, rotation
 from bdh_torch.streamed import gated
 from bdh_transformers.attention_bdh import BDHParallelAttention, BDHRecurrentAttention
-from bdh_transformers.cache_bdh import BDHCache, BDHStateLayer, check_cache
+from bdh_transformers.cache_bdh import BDHCache, BDHStateLayer, BDHStaticCache, PositionedCache, check_cache
 from bdh_transformers.configuration_bdh import DEFAULT_FORM, FORMS, BDHConfig, demand_matrices
 from bdh_transformers.texts_bdh import Texts, in_common, packed, places, spread
 
@@ -266,10 +266,10 @@ class BDHModel(BDHPreTrainedModel):
         is_given = position_ids is not None or kept is not None
         if position_ids is None:  # else nothing is looked at in a cache, which a program would be compiled for
             past = 0 if past_key_values is None else past_key_values.get_seq_length()
-            start = past_key_values.next_position() if isinstance(past_key_values, BDHCache) else past
+            start = past_key_values.next_position() if isinstance(past_key_values, PositionedCache) else past
             here = torch.arange(T, device=self.encoder.device)
             position_ids = start + here if kept is None else places(kept, T, past, start)
-        if isinstance(past_key_values, BDHCache) and (is_given or past_key_values.last is not None):
+        if isinstance(past_key_values, PositionedCache) and (is_given or past_key_values.last is not None):
             # A program that is traced keeps nothing for later but what it is to return.
             past_key_values.last = None if is_tracing(position_ids) else (position_ids, kept)
         return position_ids
@@ -483,7 +483,7 @@ class BDHForCausalLM(BDHPreTrainedModel, GenerationMixin):
             )
         if not generation_config.use_cache or model_kwargs.get("past_key_values") is not None:
             return super()._prepare_cache_for_generation(generation_config, model_kwargs, mode, batch_size, max_cache_length)
-        cache = BDHCache(self.config)
+        cache: PositionedCache = BDHCache(self.config)
         if kind == "static":
             cache = self._static_cache(generation_config, batch_size, max_cache_length)
         if generation_config.is_assistant:
@@ -491,11 +491,11 @@ class BDHForCausalLM(BDHPreTrainedModel, GenerationMixin):
         model_kwargs["past_key_values"] = cache
         return None
 
-    def _static_cache(self, generation_config: Any, batch_size: int, max_cache_length: int) -> BDHCache:
+    def _static_cache(self, generation_config: Any, batch_size: int, max_cache_length: int) -> BDHStaticCache:
         # As long as the longest so far: programs that were compiled for it serve again.
         longest = max(max_cache_length, generation_config.max_cache_len or 0, self._longest_cache)
         self._longest_cache = longest
-        cache, encoder = BDHCache(self.config, longest), self.backbone.encoder
+        cache, encoder = BDHStaticCache(self.config, longest), self.backbone.encoder
         texts = batch_size * max(generation_config.num_beams, generation_config.num_return_sequences)
         cache.make_room(texts, encoder.shape[2], self.config.hidden_size, encoder)
         return cache
