@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from bdh_conformance.yardstick.cases import CONFIGS, Case
 from bdh_conformance.yardstick.tolerances import FLOAT64
 from bdh_torch.forms import Kernel
-from bdh_transformers import BDHForCausalLM
+from bdh_transformers import BDHForCausalLM, modeling_bdh
 
 Load = Callable[..., BDHForCausalLM]
 
@@ -48,6 +49,24 @@ def test_r4_padding_counts_for_no_position(load: Load, form: str, prompt: Tensor
     model.backbone.kernel = kernel
     for use_cache in (False, True):
         demand_logits_of_texts_alone(model, model(TOKENS, attention_mask=mask, use_cache=use_cache).logits, mask)
+
+
+@torch.no_grad()
+def test_padding_around_texts_is_streamed_and_padding_within_them_is_not(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, gated, count = load(CASE, "bdh_recurrent"), modeling_bdh.gated, [0]
+
+    def counted(*args: Any, **options: Any) -> Tensor:
+        count[0] += 1
+        return gated(*args, **options)
+
+    monkeypatch.setattr(modeling_bdh, "gated", counted)
+    model.backbone.kernel = "streamed"
+    calls = {}
+    for side, prompt in PROMPTS.items():
+        count[0] = 0
+        model(TOKENS[:, :6], attention_mask=prompt, use_cache=False)
+        calls[side] = count[0] // len(model.backbone.layers)
+    assert calls == {"left": 1, "right": 1, "both": 1, "within": 0}
 
 
 @pytest.mark.parametrize("pieces", [(6, 1, 1, 1, 1, 1), (6, 5), (2, 4, 2, 3)], ids=str)
@@ -122,8 +141,9 @@ def test_r4_tokens_that_are_taken_back_give_their_positions_back(load: Load) -> 
 def test_r4_a_cache_counts_on_from_positions_of_ones_own(load: Load, form: str) -> None:
     model, start = load(CASE, form), 10**6
     cache = model(TOKENS[:, :6], position_ids=start + torch.arange(6)[None]).past_key_values
-    logits = model(TOKENS[:, 6:], past_key_values=cache).logits
-    expected = model(TOKENS, use_cache=False).logits[:, 6:]
+    cache.reorder_cache(torch.tensor([1, 0]))
+    logits = model(TOKENS[:, 6:].flip(0), past_key_values=cache).logits
+    expected = model(TOKENS, use_cache=False).logits[:, 6:].flip(0)
     torch.testing.assert_close(logits, expected, rtol=FLOAT64, atol=FLOAT64)
     cache.reset()
     assert cache.next_position() == 0
