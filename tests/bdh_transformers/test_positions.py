@@ -12,7 +12,7 @@ from torch import Tensor
 from bdh_conformance.yardstick.cases import CONFIGS, Case
 from bdh_conformance.yardstick.tolerances import FLOAT64
 from bdh_torch.forms import Kernel
-from bdh_transformers import BDHForCausalLM, modeling_bdh
+from bdh_transformers import BDHForCausalLM, BDHStaticCache, modeling_bdh
 
 Load = Callable[..., BDHForCausalLM]
 
@@ -96,14 +96,16 @@ STEPS: dict[str, Callable[[Tensor], dict[str, Tensor]]] = {
 }
 
 
+@pytest.mark.parametrize("static", [False, True], ids=["usual", "static"])
 @pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
 @each_prompt
 @torch.no_grad()
 def test_r4_steps_may_say_less_or_more_than_the_prompt_did(
-    load: Load, form: str, prompt: Tensor, step: Callable[[Tensor], dict[str, Tensor]]
+    load: Load, form: str, prompt: Tensor, step: Callable[[Tensor], dict[str, Tensor]], static: bool
 ) -> None:
     model, mask = load(CASE, form), whole(prompt)
-    output = model(TOKENS[:, :6], attention_mask=prompt)
+    cache = BDHStaticCache(model.config, max_cache_len=11) if static else None
+    output = model(TOKENS[:, :6], attention_mask=prompt, past_key_values=cache, use_cache=True)
     logits = [output.logits]
     for stop in range(7, 12):
         given = step(mask[:, :stop])

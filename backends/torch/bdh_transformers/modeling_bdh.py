@@ -239,7 +239,7 @@ class BDHModel(BDHPreTrainedModel):
         if past_key_values is not None:
             check_cache(past_key_values, form)
         texts = packed(inputs_embeds.shape[:2], position_ids, kept, kwargs.get("cu_seq_lens_q"), kwargs.get("seq_idx"))
-        position_ids = self._places(position_ids, kept, T, past_key_values)
+        position_ids = self._places(position_ids, kept, T, past_key_values, inputs_embeds.device)
 
         x = layer_norm(inputs_embeds)  # B T D  R1
         weights = Weights(self.encoder, self.encoder_v, self.decoder)
@@ -261,13 +261,17 @@ class BDHModel(BDHPreTrainedModel):
             )
         return BaseModelOutputWithPast(last_hidden_state=x, past_key_values=past_key_values if use_cache else None)
 
-    def _places(self, position_ids: Tensor | None, kept: Tensor | None, T: int, past_key_values: Cache | None) -> Tensor:
+    def _places(
+        self, position_ids: Tensor | None, kept: Tensor | None, T: int, past_key_values: Cache | None, device: torch.device
+    ) -> Tensor:
         """Where these tokens stand, (B, T), (1, T) or (T), which a cache is told."""
         is_given = position_ids is not None or kept is not None
         if position_ids is None:  # else nothing is looked at in a cache, which a program would be compiled for
             past = 0 if past_key_values is None else past_key_values.get_seq_length()
             start = past_key_values.next_position() if isinstance(past_key_values, PositionedCache) else past
-            here = torch.arange(T, device=self.encoder.device)
+            if isinstance(past, Tensor) and not is_tracing(past):  # as a static cache counts
+                past = int(past)
+            here = torch.arange(T, device=device)
             position_ids = start + here if kept is None else places(kept, T, past, start)
         if isinstance(past_key_values, PositionedCache) and (is_given or past_key_values.last is not None):
             # A program that is traced keeps nothing for later but what it is to return.
