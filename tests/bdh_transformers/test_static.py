@@ -22,6 +22,7 @@ Load = Callable[..., BDHForCausalLM]
 CASE = Case(Sizes(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4, vocab_size=67), time=11, seed=3, scale=15)
 TOKENS = torch.from_numpy(CASE.tokens)  # 2 11
 LEFT = torch.ones_like(TOKENS).index_put((torch.tensor(0), torch.arange(3)), torch.tensor(0))
+WITHIN = torch.ones_like(TOKENS).index_put((torch.tensor(1), torch.arange(4, 7)), torch.tensor(0))
 GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 12}
 
 each_length = pytest.mark.parametrize("lengths", ["usual", "short"])
@@ -57,6 +58,7 @@ def test_r13_a_static_cache_reads_any_split_of_a_text_and_stays_where_it_is(
         before = places(cache)
         cache.reset()  # and reads another text in the same place
         assert int(cache.get_seq_length()) == 0
+        assert form == "bdh_parallel" or all(layer.is_blank() for layer in cache.layers)
         assert before == places(cache)
 
 
@@ -86,7 +88,7 @@ def test_texts_of_a_static_cache_change_places_where_they_are(load: Load, form: 
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"prefill_chunk_size": 4}, {"num_return_sequences": 1}], ids=str)
-@pytest.mark.parametrize("mask", [None, LEFT], ids=["whole", "left"])
+@pytest.mark.parametrize("mask", [None, LEFT, WITHIN], ids=["whole", "left", "within"])
 def test_generate_with_a_static_cache_writes_the_same_text(
     load: Load, form: str, mask: Tensor | None, options: dict[str, Any]
 ) -> None:
