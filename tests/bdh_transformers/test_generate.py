@@ -330,7 +330,7 @@ def test_a_dynamic_cache_serves_the_parallel_form_and_is_refused_by_the_other(lo
         model.generate(PROMPT, past_key_values=DynamicCache(), **GREEDY)
 
 
-@pytest.mark.parametrize("kind", ["static", "offloaded", "offloaded_static", "quantized"])
+@pytest.mark.parametrize("kind", ["offloaded", "offloaded_static", "quantized"])
 def test_caches_that_bdh_cannot_have_are_refused(model: BDHForCausalLM, kind: str) -> None:
     with pytest.raises(ValueError, match=f"BDH has no cache_implementation '{kind}': leave it out"):
         model.generate(PROMPT, cache_implementation=kind, **GREEDY)
@@ -427,7 +427,7 @@ def test_r8_generate_never_drops_and_leaves_every_mode_as_it_was(model: BDHForCa
 def test_generate_leaves_training_on_after_an_error(model: BDHForCausalLM) -> None:
     model.train()
     with pytest.raises(ValueError, match="cache_implementation"):
-        model.generate(PROMPT, cache_implementation="static", **GREEDY)
+        model.generate(PROMPT, cache_implementation="quantized", **GREEDY)
     assert all(module.training for module in model.modules())
 
 

@@ -389,7 +389,7 @@ def test_a_cache_written_in_the_other_form_is_refused(load: Load) -> None:
         model(TOKENS, past_key_values=state)
     rows = model(TOKENS).past_key_values
     model.set_attn_implementation("bdh_recurrent")
-    with pytest.raises(ValueError, match="bdh_recurrent cannot use a BDHCache of DynamicLayer"):
+    with pytest.raises(ValueError, match="bdh_recurrent cannot use a BDHCache of BDHRowsLayer"):
         model(TOKENS, past_key_values=rows)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
@@ -10,11 +11,20 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+import bdh_transformers
 from bdh_spec.checkpoint import EMBEDDED
 
 ROOT = Path(__file__).parents[2]
 SECTION = (ROOT / "README.md").read_text(encoding="utf-8").split("## In Hugging Face transformers")[1].split("\n## ")[0]
 GENERATE, TRAIN, PUSH = re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL)
+
+
+def test_the_earlier_integration_s_imports_find_the_same_classes() -> None:
+    names = {"configuration_bdh": ["BDHConfig"], "modeling_bdh": ["BDHForCausalLM", "BDHModel", "BDHCache"]}
+    for module, found in names.items():
+        there = importlib.import_module(f"bdh_transformers.models.bdh.{module}")
+        assert all(getattr(there, name) is getattr(bdh_transformers, name) for name in found)
+        assert all(hasattr(there, name) for name in there.__all__)
 
 
 @pytest.fixture

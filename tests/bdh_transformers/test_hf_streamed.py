@@ -94,13 +94,19 @@ def test_a_text_is_read_on_in_pieces_from_a_cache(load: Load, both: Both, form: 
 
 
 @torch.no_grad()
-def test_positions_that_texts_do_not_share_are_read_plainly(both: Both) -> None:
-    own = (LEFT.cumsum(1) - 1).clamp(min=0)
-    found = [
-        model(TOKENS, attention_mask=LEFT, position_ids=own, use_cache=False).logits for model in (both.streamed, both.plain)
-    ]
+def test_positions_that_are_left_out_are_read_plainly(both: Both) -> None:
+    gaps = torch.stack((torch.arange(11), 3 * torch.arange(11), torch.arange(11)))
+    found = [model(TOKENS, position_ids=gaps, use_cache=False).logits for model in (both.streamed, both.plain)]
     assert both.count == 0
     torch.testing.assert_close(*found)
+
+
+@torch.no_grad()
+def test_texts_may_stand_anywhere(both: Both, form: str) -> None:
+    own = (LEFT.cumsum(1) - 1).clamp(min=0)
+    for use_cache in (False, form == "bdh_recurrent"):
+        given = {"attention_mask": LEFT, "position_ids": own, "use_cache": use_cache}
+        both.agree(lambda model, given=given: model(TOKENS, **given).logits[LEFT != 0])
     far = 10**6 + torch.arange(11)
     both.agree(lambda model: model(TOKENS, position_ids=far[None].expand(3, -1), use_cache=False).logits)
 

@@ -115,7 +115,7 @@ def test_a_folder_runs_and_is_saved_again_where_none_of_our_packages_is(tied: bo
     assert found["tied"] is tied
     assert found["tokenizer"] == BDHTokenizer()(["a<pad>", "Ā"], padding=True)["input_ids"]
     for file in (tmp_path / "first").iterdir():
-        if "tokenizer" not in file.name:
+        if "tokenizer" not in file.name and file.name != "chat_template.jinja":  # of the tokenizer too
             assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes(), file.name
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 import bdh_spec
 from bdh_conformance import assert_agrees, expect
@@ -94,6 +94,21 @@ def test_a_model_is_placed_by_device_map(tied: bool, tmp_path: Path) -> None:
     again = BDHForCausalLM.from_pretrained(tmp_path, device_map="auto")
     assert same(again.cpu(), made)
     assert is_tied(again) is tied
+
+
+def test_a_model_that_trainer_saves_has_the_cache_that_it_was_made_with(tmp_path: Path) -> None:
+    for use_cache in (True, False):
+        made = model(use_cache=use_cache)
+        trainer = Trainer(
+            made, TrainingArguments(tmp_path / "run", report_to=[], use_cpu=True), processing_class=BDHTokenizer()
+        )
+        trainer.save_model(tmp_path / "m")
+        assert made.config.use_cache is False  # which Trainer wants while it trains
+        again = AutoModelForCausalLM.from_pretrained(tmp_path / "m")
+        assert (again(TOKENS).past_key_values is not None) is use_cache
+        assert described(tmp_path / "m").get("use_cache", True) is use_cache
+        assert not [name for name in described(tmp_path / "m") if name.startswith("_")]
+        convert(tmp_path / "m", "torch", tmp_path / f"{use_cache}.pt", Settings())
 
 
 def test_a_narrow_model_turns_by_the_same_angles(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Byte b is token b, in every text and on every machine; special tokens are never made of what a text says."""
+"""Byte b is token b, in every text and on every machine; special tokens are those that a tokenizer was given on purpose."""
 
 from __future__ import annotations
 
@@ -91,13 +91,59 @@ def test_special_tokens_come_after_the_bytes() -> None:
     assert BDHTokenizer(**SPECIAL).get_added_vocab() == expected
 
 
-def test_special_tokens_are_not_made_of_what_a_text_says() -> None:
-    text = "a<pad><eos><x>b"
+def test_special_tokens_that_were_given_are_read_where_a_text_spells_them() -> None:
+    assert BDHTokenizer(eos_token="<eos>")("é<eos>")["input_ids"] == [195, 169, 256]
     given_special = BDHTokenizer(**SPECIAL)
-    assert bytes(given_special(text)["input_ids"]) == text.encode()
-    assert given_special.tokenize(text) == list(text)
-    assert given_special(text, split_special_tokens=False)["input_ids"] == [97, 258, 257, 259, 98]
-    assert bytes(given_special(text)["input_ids"]) == text.encode()  # asking for it once is not asking for it from then on
+    assert given_special("a<pad><eos><x>b<y")["input_ids"] == [97, 258, 257, 259, 98, 60, 121]
+    assert given_special.tokenize("a<eos>") == ["a", "<eos>"]
+
+
+def test_what_a_text_spells_is_its_bytes_where_nothing_was_given_or_bytes_are_asked_for() -> None:
+    text = "a<pad><eos><x>b"
+    assert bytes(TOKENIZER(text)["input_ids"]) == text.encode()
+    assert TOKENIZER(text, split_special_tokens=False)["input_ids"][:2] == [97, 256]
+    assert bytes(TOKENIZER(text)["input_ids"]) == text.encode()  # asking for it once is not asking for it from then on
+    assert bytes(BDHTokenizer(**SPECIAL)(text, split_special_tokens=True)["input_ids"]) == text.encode()
+    split = BDHTokenizer(**SPECIAL, split_special_tokens=True)
+    assert bytes(split(text)["input_ids"]) == text.encode()
+    assert split.tokenize(text) == list(text)
+
+
+def test_libraries_find_an_end_also_where_none_was_given() -> None:
+    """TRL appends ``eos_token`` as text; lm-evaluation-harness decodes ``eos_token_id``."""
+    assert (TOKENIZER.eos_token, TOKENIZER.eos_token_id) == ("<pad>", 256)
+    assert not "a".endswith(TOKENIZER.eos_token)
+    assert TOKENIZER.decode([TOKENIZER.eos_token_id]) == "<pad>"
+    assert BDHTokenizer(pad_token=None).eos_token is None
+
+
+MESSAGES = [
+    {"role": "system", "content": "be kind"},
+    {"role": "user", "content": "what hatches?"},
+    {"role": "assistant", "content": "a dragon"},
+    {"role": "user", "content": "🐉?"},
+]
+
+
+@pytest.mark.parametrize("options", [{}, {"eos_token": "<eos>"}, SPECIAL], ids=str)
+def test_a_conversation_is_spelled_in_bytes_and_an_answer_ends_with_eos(options: dict[str, object], tmp_path: Path) -> None:
+    tokenizer = BDHTokenizer(**options)
+    end = tokenizer.eos_token if options else ""
+    said = f"System: be kind\n\nUser: what hatches?\n\nAssistant: a dragon{end}\n\nUser: 🐉?\n\n"
+    assert tokenizer.apply_chat_template(MESSAGES, tokenize=False) == said
+    asked = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True)["input_ids"]
+    assert asked == tokenizer(said + "Assistant: ")["input_ids"]
+    marked = tokenizer.apply_chat_template(MESSAGES, return_assistant_tokens_mask=True)
+    answer = [token for token, is_marked in zip(marked["input_ids"], marked["assistant_masks"], strict=True) if is_marked]
+    assert answer == [*b"a dragon", *([tokenizer.eos_token_id] if options else [])]
+    tokenizer.save_pretrained(tmp_path)
+    for kind in (AutoTokenizer, TokenizersBackend):
+        assert kind.from_pretrained(tmp_path).apply_chat_template(MESSAGES, tokenize=False) == said
+
+
+def test_a_template_of_ones_own_is_kept(tmp_path: Path) -> None:
+    BDHTokenizer(chat_template="{{ messages[0]['content'] }}").save_pretrained(tmp_path)
+    assert AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(MESSAGES, tokenize=False) == "be kind"
 
 
 def test_special_tokens_are_skipped_at_will() -> None:
@@ -146,6 +192,7 @@ def test_tokens_added_later_keep_their_ids(tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
     again = AutoTokenizer.from_pretrained(tmp_path)
     assert again.get_added_vocab() == tokenizer.get_added_vocab() == {"<pad>": 256, "<eos>": 257, "<x>": 258}
+    assert again("a<eos><x>")["input_ids"] == tokenizer("a<eos><x>")["input_ids"] == [97, 257, 258]
 
 
 def test_a_folder_without_a_tokenizer_is_of_bytes(tmp_path: Path) -> None:
@@ -214,3 +261,33 @@ def test_a_batch_of_prompts_gets_the_texts_that_each_would_get(writer: Path, for
     assert [[{"generated_text": text}] for text in alone] == write(prompts, batch_size=2, **options)
     batch = TOKENIZER(prompts, padding=True, return_tensors="pt")
     assert alone == TOKENIZER.batch_decode(write.model.generate(**batch, **options), skip_special_tokens=True)
+
+
+def test_a_chat_is_answered(writer: Path, form: str) -> None:
+    write = pipeline("text-generation", model=writer, model_kwargs={"attn_implementation": form})
+    answer = write(MESSAGES, max_new_tokens=5, do_sample=False)[0]["generated_text"][-1]
+    prompt = TOKENIZER.apply_chat_template(MESSAGES, add_generation_prompt=True, return_tensors="pt")
+    written = write.model.generate(**prompt, max_new_tokens=5, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+    assert answer == {"role": "assistant", "content": TOKENIZER.decode(written, skip_special_tokens=True)}
+
+
+def test_an_end_is_learned_once_the_vocabulary_has_it(writer: Path) -> None:
+    tokenizer = BDHTokenizer(eos_token="<eos>")
+    ids = torch.tensor([tokenizer("ab" + tokenizer.eos_token)["input_ids"]])
+    model = BDHForCausalLM.from_pretrained(writer, pad_token_id=None)
+    with pytest.raises(IndexError, match=r"^token 256 is none of the 256 of the vocabulary.*resize_token_embeddings"):
+        model(ids)
+    model.resize_token_embeddings(len(tokenizer))
+    before = model(ids).logits[0, 1].log_softmax(-1)[256]
+    model(ids, labels=ids).loss.backward()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight -= 1e-3 * weight.grad
+    assert model(ids).logits[0, 1].log_softmax(-1)[256] > before
+
+
+def test_padding_outside_the_vocabulary_is_seen_without_a_mask_also_where_it_is_eos(writer: Path, form: str) -> None:
+    model = BDHForCausalLM.from_pretrained(writer, attn_implementation=form)
+    batch = TOKENIZER(["hatchling", "é"], padding=True, return_tensors="pt")
+    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 256, "eos_token_id": 256}
+    assert torch.equal(model.generate(batch["input_ids"], **options), model.generate(**batch, **options))

@@ -1,9 +1,10 @@
 """The tests that transformers runs on every model of its own, run on ours, once for each form of attention.
 
 They come from the source distribution (transformers_tests.py). It carries the tests that all models have in common, one that
-overfits, and those of configurations: all of these run here. It does not carry ``generation/test_utils.py``, so generation is
-tested by this project's own tests. ``exporters/test_export.py`` is missing as well. What it carries of pipelines, FSDP, tensor
-and expert parallelism cannot be imported, for lack of ``utils/tiny_model_summary.json`` and ``distributed_testing_utils.py``.
+overfits, and those of configurations: all of these run here. It does not carry ``generation/test_utils.py``, whose subjects
+have tests of this project: test_generate.py, test_static.py and test_generation_reach.py. ``exporters/test_export.py`` is
+missing as well. What it carries of pipelines, FSDP, tensor and expert parallelism cannot be imported, for lack of
+``utils/tiny_model_summary.json`` and ``distributed_testing_utils.py``.
 Its ``MemoryCleanupMixin`` frees memory and tests nothing.
 """
 

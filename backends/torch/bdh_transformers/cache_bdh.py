@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, StaticCache
 
-from bdh_torch.attention import attend, write
-from bdh_torch.layer import wide
+from bdh_torch.attention import attend, read, scores, without_padding, write
+from bdh_torch.layer import multiply, wide
+from bdh_transformers.rows_bdh import BDHRowsLayer, BDHStaticRowsLayer, stays
+from bdh_transformers.texts_bdh import Texts, last_position
 
 
 class BDHStateLayer(CacheLayerMixin):
@@ -28,19 +31,33 @@ class BDHStateLayer(CacheLayerMixin):
             "a state has no rows of keys and values to return: BDHRecurrentAttention calls read_and_write"
         )
 
-    def read_and_write(self, rotated: Tensor, v: Tensor) -> Tensor:
+    def read_and_write(self, rotated: Tensor, v: Tensor, texts: Texts | None = None) -> Tensor:
         """Attention (h*B, T, D) of these tokens to one another and to all earlier ones; then the state remembers them too."""
-        attention = attend(rotated, v, self.state)  # before the first token there is nothing to read
-        self.remember(rotated, v)
+        state = None if self.is_blank() else self.state  # before the first token there is nothing to read
+        attention = attend(rotated, v, state) if texts is None else attend_to_own(rotated, v, state, texts)
+        self.remember(rotated, v, texts)
         return attention
 
-    def remember(self, rotated: Tensor, v: Tensor) -> None:
-        """Write these tokens into the state."""
-        state = blank(rotated, v) if self.state is None else self.state
-        # Not in place where gradients are recorded: they need what the state was.
-        self.state = write(state, rotated, v, donate=not torch.is_grad_enabled())
-        self.length += v.shape[1]
-        self.is_initialized = True
+    def remember(self, rotated: Tensor, v: Tensor, texts: Texts | None = None) -> None:
+        """Write these tokens into the state; of rows that are packed with several texts, those of the last."""
+        state = self.room(len(rotated) // self.n_head, rotated.shape[-1], v.shape[-1], rotated)
+        if texts is not None:
+            v = without_padding(v, texts.remembered(v.shape[1]))
+            goes_on = texts.before == texts.number[:, -1]
+            state = multiply(state, goes_on.repeat(self.n_head)[:, None, None])
+        if torch.is_grad_enabled():  # which need what the state was
+            self.state = write(state, rotated, v)
+        else:
+            write(state, rotated, v, donate=True)
+        self.count(v.shape[1])
+
+    def is_blank(self) -> bool:
+        """Whether nothing was written yet."""
+        return self.state is None
+
+    def count(self, T: int) -> None:
+        """Take note that as many tokens were written."""
+        self.length += T
 
     def room(self, texts: int, n_neurons: int, width: int, like: Tensor) -> Tensor:
         """The state, to be written in place; zeros before the first token."""
@@ -51,14 +68,14 @@ class BDHStateLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Start with a blank state."""
-        self.state, self.is_initialized = blank(key_states, value_states), True
+        self.room(len(key_states) // self.n_head, key_states.shape[-1], value_states.shape[-1], key_states)
 
     @property
     def batch_size(self) -> int:
         """How many texts it remembers; -1 before the first."""
         return -1 if self.state is None else len(self.state) // self.n_head
 
-    def get_seq_length(self) -> int:
+    def get_seq_length(self) -> Any:
         """Tokens read so far."""
         return self.length
 
@@ -106,13 +123,94 @@ class BDHStateLayer(CacheLayerMixin):
             self.state = change(self.state.view(self.n_head, -1, *self.state.shape[1:])).flatten(0, 1)
 
 
-def blank(rotated: Tensor, v: Tensor) -> Tensor:
-    """The state before the first token: zeros, of the size that these rotated neurons and values ask for."""
-    B, N, D = rotated.shape[0], rotated.shape[-1], v.shape[-1]
-    return torch.zeros((B, N, D), dtype=wide(rotated.dtype), device=rotated.device)
+class BDHStaticStateLayer(BDHStateLayer):
+    """The same, which stays where it is and counts in a tensor: a compiled program need not be made again for a next token."""
+
+    is_compileable = True
+
+    def __init__(self, n_head: int, **options: Any) -> None:
+        super().__init__(n_head, **options)
+        self.length: Any = torch.zeros((), dtype=torch.long)
+        self.is_written = False
+
+    def is_blank(self) -> bool:
+        """Whether nothing was written yet."""
+        return not self.is_written
+
+    def count(self, T: int) -> None:
+        """Take note that as many tokens were written."""
+        self.length.add_(T)
+        self.is_written = True
+
+    def room(self, texts: int, n_neurons: int, width: int, like: Tensor) -> Tensor:
+        """The state, to be written in place; zeros before the first token."""
+        if self.state is None:
+            self.length = self.length.to(like.device)
+            stays(super().room(texts, n_neurons, width, like), self.length)
+        return super().room(texts, n_neurons, width, like)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.is_written = False
+        self.length.zero_()
+        if self.state is not None:
+            self.state.zero_()
+
+    def _texts(self, change: Any) -> None:
+        room = self.state
+        super()._texts(change)
+        if room is not None and self.state is not None and room.shape == self.state.shape:
+            self.state = room.copy_(self.state)
 
 
-class BDHCache(Cache):
+def attend_to_own(rotated: Tensor, v: Tensor, memory: Tensor | None, texts: Texts) -> Tensor:
+    """Attention (h*B, T, D) of rows packed with texts: each token's to its own, and to the state if that is of its own."""
+    similar = torch.unflatten(scores(rotated), 0, (-1, len(texts.number)))  # h B T T
+    attention = torch.bmm(multiply(similar, texts.seen(rotated.shape[1])).flatten(0, 1), v)
+    return attention if memory is None else attention + read(memory, without_padding(rotated, texts.going_on()))
+
+
+class PositionedCache(Cache):
+    """A cache that knows where the next token stands, also after padding or positions of one's own."""
+
+    last: tuple[Tensor, Tensor | None] | None = None  # positions (B, T) and mask (B, S) of the last tokens, if either was given
+
+    def next_position(self) -> Any:
+        """Where the next token stands: a number for all texts, or (1, 1), or (B, 1)."""
+        return self.get_seq_length() if self.last is None else last_position(*self.last) + 1
+
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        self.last = None
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Let text b go on from what text ``beam_idx[b]`` remembers."""
+        super().reorder_cache(beam_idx)
+        self._move(lambda position: position[beam_idx.to(position.device)], by_text=True)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these texts only, in this order."""
+        super().batch_select_indices(indices)
+        self._move(lambda position: position[indices.to(position.device)], by_text=True)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Every text ``repeats`` times."""
+        super().batch_repeat_interleave(repeats)
+        self._move(lambda position: position.repeat_interleave(repeats, dim=0), by_text=True)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take the last tokens back, which rows allow and a state does not."""
+        super().crop(tokens_to_remove)
+        self._move(lambda position: position - abs(tokens_to_remove))
+
+    def _move(self, change: Callable[[Tensor], Tensor], *, by_text: bool = False) -> None:
+        if self.last is not None:
+            position = last_position(*self.last)
+            self.last = position if by_text and len(position) == 1 else change(position), None
+
+
+class BDHCache(PositionedCache, DynamicCache):
     """The cache of a model with this configuration, in the form of attention that it is set to at the moment.
 
     ``bdh_recurrent``: a state of fixed size in each layer. ``bdh_parallel``: in each layer the rotated neurons of every token,
@@ -120,11 +218,37 @@ class BDHCache(Cache):
     """
 
     def __init__(self, config: PreTrainedConfig) -> None:
-        recurrent = config._attn_implementation in (None, "bdh_recurrent")
         layers = (
-            BDHStateLayer(config.num_attention_heads) if recurrent else DynamicLayer() for _ in range(config.num_hidden_layers)
+            BDHStateLayer(config.num_attention_heads) if is_recurrent(config) else BDHRowsLayer()
+            for _ in range(config.num_hidden_layers)
         )
-        super().__init__(layers=list(layers))
+        Cache.__init__(self, layers=list(layers))  # that of a DynamicCache would choose layers by itself
+
+
+class BDHStaticCache(PositionedCache, StaticCache):
+    """The same, which stays where it is, as compiled programs ask: rows have room for as many tokens, a state for any."""
+
+    def __init__(self, config: PreTrainedConfig, max_cache_len: int) -> None:
+        layers = (
+            BDHStaticStateLayer(config.num_attention_heads) if is_recurrent(config) else BDHStaticRowsLayer(max_cache_len)
+            for _ in range(config.num_hidden_layers)
+        )
+        Cache.__init__(self, layers=list(layers))  # that of a StaticCache would choose layers by itself
+
+    def make_room(self, texts: int, n_neurons: int, width: int, like: Tensor) -> None:
+        """Make states for as many texts at once, so that a program that reads the first tokens is none of its own."""
+        for layer in self.layers:
+            if isinstance(layer, BDHStateLayer):
+                layer.room(texts, n_neurons, width, like)
+
+
+def is_recurrent(config: PreTrainedConfig) -> bool:
+    """Whether models of this configuration remember by a state."""
+    return config._attn_implementation in (None, "bdh_recurrent")
+
+
+STATES: frozenset[Any] = frozenset({BDHStateLayer, BDHStaticStateLayer})
+ROWS: frozenset[Any] = frozenset({DynamicLayer, BDHRowsLayer, BDHStaticRowsLayer})
 
 
 def check_cache(cache: Any, form: str | None) -> None:
@@ -133,15 +257,17 @@ def check_cache(cache: Any, form: str | None) -> None:
         raise ValueError(f"{form} cannot use a cache that is offloaded: a long text reads all of its rows; pass one that stays")
     layers = getattr(cache, "layers", [None])
     kinds: set[Any] = {type(layer) for layer in layers} or {getattr(cache, "layer_class_to_replicate", None)}
-    needed = BDHStateLayer if form == "bdh_recurrent" else DynamicLayer
-    if kinds != {needed}:
+    if not kinds <= (STATES if form == "bdh_recurrent" else ROWS):
         found = type(cache).__name__ + "".join(f" of {kind.__name__}" for kind in kinds if kind is not None)
         raise ValueError(f"{form} cannot use a {found}: {_remedy(kinds, form)}")
 
 
 def _remedy(kinds: set[Any], form: str | None) -> str:
-    if form == "bdh_recurrent" and kinds == {DynamicLayer}:
+    if form == "bdh_recurrent" and kinds <= ROWS:
         return "pass BDHCache(model.config), or use model.set_attn_implementation('bdh_parallel'), which keeps rows"
-    if kinds == {BDHStateLayer}:
+    if kinds <= STATES:
         return "the form was changed after this state was written: start again, or change it back"
-    return "pass BDHCache(model.config), or no cache at all and generate makes the right one"
+    return (
+        "pass BDHCache(model.config), or BDHStaticCache(model.config, max_cache_len), or no cache at all and generate makes the"
+        " right one"
+    )

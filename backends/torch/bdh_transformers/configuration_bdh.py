@@ -41,6 +41,27 @@ class BDHConfig(ConfigWithCode):
     if TYPE_CHECKING:  # these would be two more options otherwise
         _output_attentions: bool | None
         _attn_implementation: str | None
+        _built_with_cache: bool
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        self._built_with_cache = self.use_cache
+
+    def to_dict(self) -> dict[str, Any]:
+        """All options by name."""
+        return {name: value for name, value in super().to_dict().items() if name != "_built_with_cache"}
+
+    def to_json_file(self, json_file_path: Any, use_diff: bool = True) -> None:
+        """Write the configuration, with the ``use_cache`` that it was made with.
+
+        Trainer turns it off for the length of a run, and whoever loads the model afterwards would read on without a cache.
+        """
+        for_now = self.use_cache
+        self.use_cache = self._built_with_cache
+        try:
+            super().to_json_file(json_file_path, use_diff)
+        finally:
+            self.use_cache = for_now
 
     @property
     def sizes(self) -> Sizes:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar, TypeAlias, cast
+from itertools import pairwise
+from typing import Any, ClassVar, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +21,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, slice_logits_to_keep
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from bdh_spec.model import IGNORE
 from bdh_torch.forms import Kernel, is_one_table, streams
 from bdh_torch.forms import chunk as streamed_chunk
 from bdh_torch.layer import Weights, layer, layer_norm, residual, wide
@@ -29,10 +32,21 @@ from bdh_torch.rope import Rotations as Streamed
 from bdh_torch.rope import fixed_point, relative, rotation
 from bdh_torch.streamed import gated
 from bdh_transformers.attention_bdh import BDHParallelAttention, BDHRecurrentAttention
-from bdh_transformers.cache_bdh import BDHCache, BDHStateLayer, check_cache
+from bdh_transformers.cache_bdh import BDHCache, BDHStateLayer, BDHStaticCache, PositionedCache, check_cache
 from bdh_transformers.configuration_bdh import DEFAULT_FORM, FORMS, BDHConfig, demand_matrices
+from bdh_transformers.texts_bdh import Texts, in_common, packed, places, spread
 
 Rotations: TypeAlias = Callable[[int, int], Tensor]  # of the tokens from the first to before the second
+
+
+class Span(NamedTuple):
+    """Tokens that the streamed kernel reads in one go, by their rotations: a text of one row, or all rows alike."""
+
+    row: int | None
+    start: int
+    stop: int
+    rotations: Streamed
+
 
 ALL_ATTENTION_FUNCTIONS.register("bdh_recurrent", BDHRecurrentAttention)
 ALL_ATTENTION_FUNCTIONS.register("bdh_parallel", BDHParallelAttention)
@@ -52,27 +66,28 @@ class BDHLayer(GradientCheckpointingLayer):
         encoder: Tensor,  # by itself, so that checkpoints of activations know it as an input with a gradient
         encoder_v: Tensor,
         decoder: Tensor,
-        rotations: Rotations | Streamed,
+        rotations: Rotations | list[Span],
         mask: Tensor | None = None,
         past_key_values: Cache | None = None,
         output_attentions: bool = False,
+        texts: Texts | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Run the layer on (B, T, D), a long text chunk by chunk: the next hidden states, and the matrix if it is wanted."""
         T, weights = hidden_states.shape[1], Weights(encoder, encoder_v, decoder)
-        if isinstance(rotations, Streamed):
+        if isinstance(rotations, list):
             return self._stream(hidden_states, weights, rotations, mask, past_key_values), None
         form = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, BDHParallelAttention)
         attention = form(self.config.num_attention_heads, self.layer_idx, T, past_key_values, output_attentions)
 
         def part(start: int, stop: int) -> Tensor:
             kept = None if mask is None else mask[:, mask.shape[1] - T + start : mask.shape[1] - T + stop]
-            attend = partial(attention, kept=kept)
+            attend = partial(attention, kept=kept, texts=texts and texts.part(start, stop))
             return layer(hidden_states[:, start:stop], weights, rotations(start, stop), attend, self.drop)
 
         if attention.chunk >= T:  # no loop, of which a compiler would make one program for each length
             return part(0, T), attention.matrix
         parts = [part(start, min(start + attention.chunk, T)) for start in range(0, T, attention.chunk)]
-        attention.finish()
+        attention.finish(texts)
         return torch.cat(parts, dim=1), None
 
     def streams(self, x: Tensor, weights: Weights, kernel: Kernel | None, past_key_values: Cache | None) -> bool:
@@ -82,17 +97,31 @@ class BDHLayer(GradientCheckpointingLayer):
         return streams(kernel, x, weights, self.drop)
 
     def _stream(
-        self, x: Tensor, weights: Weights, rotations: Streamed, mask: Tensor | None, past_key_values: Cache | None
+        self, x: Tensor, weights: Weights, spans: list[Span], mask: Tensor | None, past_key_values: Cache | None
     ) -> Tensor:
         (B, T, D), N = x.shape, weights.encoder.shape[2]
-        kept, dropout = None if mask is None else mask[:, -T:], self.drop.p if self.drop.training else 0.0
-        chunk, blank, memory = len(rotations.local), False, None
+        mask, dropout = None if mask is None else mask[:, -T:], self.drop.p if self.drop.training else 0.0
+        blank, memories = False, None
         if past_key_values is not None:
             state = past_key_values.layers[self.layer_idx]
-            blank, memory = state.state is None, state.room(B, N, D, x)
-            state.length += T
-        decoded = gated(x, weights, rotations, chunk, memory, blank=blank, dropout=dropout, kept=kept)
-        return residual(x, decoded)
+            blank, memories = state.is_blank(), state.room(B, N, D, x)
+            state.count(T)
+
+        def read(span: Span) -> Tensor:
+            part, memory, is_blank = (_rows(B, span.row), slice(span.start, span.stop)), memories, blank
+            if memories is not None and span.row is not None:
+                memory = torch.unflatten(memories, 0, (-1, B))[:, span.row]  # h N D
+                if span.start:  # a text of its own, which begins here
+                    memory, is_blank = memory.zero_(), True
+            kept, chunk = None if mask is None else mask[part], len(span.rotations.local)
+            return gated(x[part], weights, span.rotations, chunk, memory, blank=is_blank, dropout=dropout, kept=kept)
+
+        decoded = torch.cat([read(span).flatten(0, 1) for span in spans]) if len(spans) > 1 else read(spans[0])
+        return residual(x, decoded.view(B, T, D))
+
+
+def _rows(B: int, row: int | None) -> slice:
+    return slice(0, B) if row is None else slice(row, row + 1)
 
 
 def _is_state(past_key_values: Cache) -> bool:
@@ -193,7 +222,9 @@ class BDHModel(BDHPreTrainedModel):
         """Hidden states (B, T, D) of tokens (B, T) or of embeddings (B, T, D).
 
         ``attention_mask`` (B, S) is 0 where there is padding, on either side; its last T columns belong to these tokens.
-        ``position_ids`` (B, T) or (1, T) count on from the cache if they are not given.
+        ``position_ids`` (B, T) or (1, T) count on from the cache if they are not given, and what the mask keeps if there is
+        one. Where they start again within a row, or ``cu_seq_lens_q`` or ``seq_idx`` of a collator say so, a text of its own
+        begins; a cache then goes on with the last text of each row.
         """
         form = self.config._attn_implementation
         output_attentions = kwargs.get("output_attentions", self.config.output_attentions)
@@ -202,18 +233,21 @@ class BDHModel(BDHPreTrainedModel):
         check_mask(attention_mask, T)
         kept = None if attention_mask is None else attention_mask != 0
         if inputs_embeds is None:
-            inputs_embeds = self.embed(self._without_foreign_padding(input_ids, kept))
+            inputs_embeds = self._embedded(self._without_foreign_padding(input_ids, kept))
         if use_cache and past_key_values is None and not self.training:
             past_key_values = BDHCache(self.config)
         if past_key_values is not None:
             check_cache(past_key_values, form)
-        if position_ids is None:
-            past = 0 if past_key_values is None else past_key_values.get_seq_length()
-            position_ids = past + torch.arange(T, device=inputs_embeds.device)
+        texts = packed(inputs_embeds.shape[:2], position_ids, kept, kwargs.get("cu_seq_lens_q"), kwargs.get("seq_idx"))
+        position_ids = self._places(position_ids, kept, T, past_key_values, inputs_embeds.device)
 
         x = layer_norm(inputs_embeds)  # B T D  R1
         weights = Weights(self.encoder, self.encoder_v, self.decoder)
-        streamed = None if output_attentions else self._streamed(x, weights, position_ids, past_key_values)
+        streamed = None
+        if not output_attentions:
+            streamed = self._streamed(x, weights, position_ids, kept, texts, past_key_values)
+        if T > 1 and texts is None and streamed is None and position_ids.ndim > 1:
+            position_ids = in_common(position_ids, kept, is_whole=past_key_values is None)
         rotations = self._rotations(position_ids, x.dtype) if streamed is None else streamed
         for block in self.layers[: self.config.num_hidden_layers]:  # fewer while the model is its own assistant
             x, _ = block(
@@ -223,18 +257,58 @@ class BDHModel(BDHPreTrainedModel):
                 mask=kept,
                 past_key_values=past_key_values,
                 output_attentions=output_attentions,
+                texts=texts,
             )
         return BaseModelOutputWithPast(last_hidden_state=x, past_key_values=past_key_values if use_cache else None)
 
-    def _streamed(self, x: Tensor, weights: Weights, position_ids: Tensor, past_key_values: Cache | None) -> Streamed | None:
-        """Rotations for the streamed kernel, if it is to read: it wants all texts at the same positions, in turn."""
+    def _places(
+        self, position_ids: Tensor | None, kept: Tensor | None, T: int, past_key_values: Cache | None, device: torch.device
+    ) -> Tensor:
+        """Where these tokens stand, (B, T), (1, T) or (T), which a cache is told."""
+        is_given = position_ids is not None or kept is not None
+        if position_ids is None:  # else nothing is looked at in a cache, which a program would be compiled for
+            past = 0 if past_key_values is None else past_key_values.get_seq_length()
+            start = past_key_values.next_position() if isinstance(past_key_values, PositionedCache) else past
+            if isinstance(past, Tensor) and not is_tracing(past):  # as a static cache counts
+                past = int(past)
+            here = torch.arange(T, device=device)
+            position_ids = start + here if kept is None else places(kept, T, past, start)
+        if isinstance(past_key_values, PositionedCache) and (is_given or past_key_values.last is not None):
+            # A program that is traced keeps nothing for later but what it is to return.
+            past_key_values.last = None if is_tracing(position_ids) else (position_ids, kept)
+        return position_ids
+
+    def _streamed(
+        self,
+        x: Tensor,
+        weights: Weights,
+        position_ids: Tensor,
+        kept: Tensor | None,
+        texts: Texts | None,
+        past_key_values: Cache | None,
+    ) -> list[Span] | None:
+        """What the streamed kernel reads in one go, if it is to read: it wants the tokens of a text side by side."""
         layers = cast("list[BDHLayer]", self.layers[: self.config.num_hidden_layers])
         if not all(each.streams(x, weights, self.kernel, past_key_values) for each in layers):
             return None
-        T, start = x.shape[1], position_ids.flatten()[0]
-        if (position_ids != start + torch.arange(T, device=start.device)).any():
+        found = side_by_side(x.shape[0], position_ids, kept, texts, is_whole=past_key_values is None)
+        if found is None:
             return None
-        return relative(start, T, streamed_chunk(T, None, weights.encoder), self.rotary.fixed, wide(x.dtype), "exact")
+        longest, whole = dict[int, int](), dict[int, Streamed]()
+        for _, start, stop, position in found:
+            if streamed_chunk(stop - start, None, weights.encoder) >= stop - start:
+                longest[position] = max(stop - start, longest.get(position, 0))
+
+        def rotations(position: int, T: int) -> Streamed:
+            chunk = streamed_chunk(T, None, weights.encoder)
+            if chunk < T:
+                return relative(position, T, chunk, self.rotary.fixed, wide(x.dtype), "exact")
+            if position not in whole:  # one table for all texts that begin alike
+                size = longest[position]
+                whole[position] = relative(position, size, size, self.rotary.fixed, wide(x.dtype), "exact")
+            return Streamed(whole[position].local[:T], whole[position].shifts)
+
+        return [Span(row, start, stop, rotations(position, stop - start)) for row, start, stop, position in found]
 
     def _rotations(self, position_ids: Tensor, dtype: torch.dtype) -> Rotations:
         """Those of a short text are worked out once for all layers; those of a long one in each, and never kept."""
@@ -242,6 +316,15 @@ class BDHModel(BDHPreTrainedModel):
             table = self.rotary(position_ids, dtype)  # T N/2 2, or B T N/2 2
             return lambda start, stop: table[..., start:stop, :, :]
         return lambda start, stop: self.rotary(position_ids[..., start:stop], dtype)
+
+    def _embedded(self, input_ids: Tensor) -> Any:
+        try:
+            return self.embed(input_ids)
+        except IndexError as error:  # where PyTorch looks, which is on a CPU
+            raise IndexError(
+                f"token {int(input_ids.max())} is none of the {self.config.vocab_size} of the vocabulary: for special tokens"
+                " call model.resize_token_embeddings(len(tokenizer)); for padding give an attention_mask or config.pad_token_id"
+            ) from error
 
     def _without_foreign_padding(self, input_ids: Any, kept: Tensor | None) -> Tensor:
         """Tokens in which padding reads as id 0, for a tokenizer of bytes pads with an id that is none of the vocabulary."""
@@ -252,6 +335,32 @@ class BDHModel(BDHPreTrainedModel):
             if pad is not None and pad >= self.config.vocab_size:
                 input_ids = input_ids.masked_fill(input_ids == pad, 0)
         return input_ids
+
+
+def side_by_side(
+    B: int, position_ids: Tensor, kept: Tensor | None, texts: Texts | None, *, is_whole: bool
+) -> list[tuple[int | None, int, int, int]] | None:
+    """The texts of B rows as row, first token, end and position of the first; None where a text leaves positions out.
+
+    Row None are all rows, which are read alike. What is read as a whole may stand anywhere.
+    """
+    T = position_ids.shape[-1]
+    if texts is None:
+        offsets, is_one = spread(position_ids, kept)
+        if not is_one.all():
+            return None
+        if is_whole or (offsets == offsets[0]).all():
+            return [(None, 0, T, int(offsets[0]))]
+        return [(row, 0, T, int(offset)) for row, offset in enumerate(offsets)]
+    found, position_ids = list[tuple[int | None, int, int, int]](), position_ids.view(-1, T).expand(B, -1)
+    for row, index in enumerate(texts.number):
+        for start, stop in pairwise([0, *(index.diff().nonzero()[:, 0] + 1).tolist(), T]):
+            mask = None if kept is None else kept[row : row + 1, -T:][:, start:stop]
+            offsets, is_one = spread(position_ids[row : row + 1, start:stop], mask)
+            if not is_one.all():
+                return None
+            found.append((row, start, stop, 0 if is_whole else int(offsets[0])))
+    return found
 
 
 def demand_tokens(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> int:
@@ -284,6 +393,7 @@ class BDHForCausalLM(BDHPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.backbone = BDHModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self._longest_cache = 0  # of a fixed length, that generate has made
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -305,8 +415,8 @@ class BDHForCausalLM(BDHPreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Logits (B, T, V) of tokens (B, T), or of the last ``logits_to_keep``, and the loss if labels (B, T) are given.
 
-        Labels are shifted here: label t is compared with what was said at t-1. -100 counts for nothing. No cache is built in
-        training, nor for a loss unless it is asked for.
+        Labels are shifted here: label t is compared with what was said at t-1. -100 counts for nothing, nor does the first
+        label of a text that is packed behind another. No cache is built in training, nor for a loss unless it is asked for.
         """
         if use_cache is None and labels is not None:
             use_cache = False
@@ -322,6 +432,9 @@ class BDHForCausalLM(BDHPreTrainedModel, GenerationMixin):
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))  # B T V  R11
         loss = None
         if labels is not None:
+            kept = None if attention_mask is None else attention_mask != 0
+            texts = packed(labels.shape, position_ids, kept, kwargs.get("cu_seq_lens_q"), kwargs.get("seq_idx"))
+            labels = labels if texts is None else labels.masked_fill(texts.begins(), IGNORE)
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(
             loss=loss,
@@ -346,6 +459,14 @@ class BDHForCausalLM(BDHPreTrainedModel, GenerationMixin):
         pad = generation_config._pad_token_tensor
         self.backbone.pads_with = None if pad is None else int(pad)
 
+    def _prepare_attention_mask_for_generation(
+        self, inputs_tensor: Tensor, generation_config: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        pad = generation_config._pad_token_tensor
+        if pad is not None and inputs_tensor.ndim == 2 and int(pad) >= self.config.vocab_size:
+            return (inputs_tensor != pad).long()  # no token that was ever read or written, also where it is eos as well
+        return super()._prepare_attention_mask_for_generation(inputs_tensor, generation_config, *args, **kwargs)
+
     def _validate_generation_mode(self, generation_mode: Any, *args: Any) -> None:
         if generation_mode == GenerationMode.ASSISTED_GENERATION and self._is_stateful:
             raise ValueError(
@@ -354,17 +475,36 @@ class BDHForCausalLM(BDHPreTrainedModel, GenerationMixin):
             )
         super()._validate_generation_mode(generation_mode, *args)
 
-    def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> Any:
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], mode: Any, batch_size: int, max_cache_length: int
+    ) -> Any:
         """Make the cache that the present form of attention needs; refuse those that it cannot have."""
         kind = generation_config.cache_implementation
-        if kind not in (None, "dynamic"):
+        if kind not in (None, "dynamic", "static"):
             raise ValueError(
                 f"BDH has no cache_implementation {kind!r}: leave it out, and bdh_recurrent keeps a state of fixed size,"
-                " bdh_parallel the rows of all tokens"
+                " bdh_parallel the rows of all tokens; or ask for 'static', which compiled programs read"
             )
-        if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
-            model_kwargs["past_key_values"] = BDHCache(self.config)
-            if generation_config.is_assistant:
-                model_kwargs["past_key_values"].activate_past_recording()
-            return None
-        return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
+        if not generation_config.use_cache or model_kwargs.get("past_key_values") is not None:
+            return super()._prepare_cache_for_generation(generation_config, model_kwargs, mode, batch_size, max_cache_length)
+        cache: PositionedCache = BDHCache(self.config)
+        if kind == "static":
+            cache = self._static_cache(generation_config, batch_size, max_cache_length)
+        if generation_config.is_assistant:
+            cache.activate_past_recording()
+        model_kwargs["past_key_values"] = cache
+        return None
+
+    def _static_cache(self, generation_config: Any, batch_size: int, max_cache_length: int) -> BDHStaticCache:
+        # As long as the longest so far: programs that were compiled for it serve again.
+        longest = max(max_cache_length, generation_config.max_cache_len or 0, self._longest_cache)
+        self._longest_cache = longest
+        cache, encoder = BDHStaticCache(self.config, longest), self.backbone.encoder
+        texts = batch_size * max(generation_config.num_beams, generation_config.num_return_sequences)
+        cache.make_room(texts, encoder.shape[2], self.config.hidden_size, encoder)
+        return cache
+
+    @staticmethod
+    def create_masks_for_generate(inputs_embeds: Tensor, attention_mask: Tensor | None, **_: Any) -> Tensor | None:
+        """The columns of a mask (B, S) that are of the tokens at hand: all that is needed of it, and of one size."""
+        return None if attention_mask is None else attention_mask[:, -inputs_embeds.shape[1] :]

@@ -1,0 +1,1 @@
+"""Where transformers and the earlier integration of BDH keep a model."""
