@@ -26,7 +26,7 @@ from bdh_spec.model import forward
 
 OUT = Path("demo-output")
 SENTENCE = b"A dragon hatches: the text that every port reads, and on which each is compared with the specification."
-PROMPT, SEED, NEW = "The ", 7, 200
+PROMPT, SEED, NEW = "The ", 4, 300
 DIALECTS = {"torch": "torch", "mlx": "mlx"}  # the ports that have a file format of their own read theirs
 RUNS = [("numpy", "float32"), ("torch", "float32"), ("torch", "bfloat16"), ("jax", "float32"), ("mlx", "float32")]
 

@@ -1,7 +1,7 @@
 """Write the text that the embedded checkpoint learns from, and the text it is measured on: what every Python says of itself.
 
 python examples/hatchling_data.py DIR
-bdh-train --config examples/hatchling.toml --data DIR/training.txt --val DIR/held_out.txt
+bdh-train --config examples/hatchling.toml --size hatchling --data DIR/training.txt --val DIR/held_out.txt
 """
 
 from __future__ import annotations
