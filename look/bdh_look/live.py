@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 import click
 
 import bdh_spec
-from bdh_spec import BDHError, CheckpointError, ForeignTokensWarning, TokensError
+from bdh_spec import CheckpointError, ForeignTokensWarning, TokensError
 from bdh_spec.checkpoint import EMBEDDED
 from bdh_spec.files import whole_file
 from bdh_spec.registry import Freqs

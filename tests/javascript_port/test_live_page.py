@@ -341,8 +341,8 @@ def test_misuse_is_one_sentence_and_nothing_is_written(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.txt").write_text("a text and no checkpoint")
+    monkeypatch.setattr(sys, "argv", ["bdh-look", "live", *arguments])
     with pytest.raises(SystemExit) as left:
-        monkeypatch.setattr(sys, "argv", ["bdh-look", "live", *arguments])
         main()
     assert left.value.code == 2
     said = capsys.readouterr()
