@@ -17,3 +17,8 @@ settings.load_profile("fixed")
 def pytest_collection_finish() -> None:
     """What imports have made stays for good: the collector of garbage need not look through it again and again."""
     gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """At the end it may, or extension modules complain of what they find left."""
+    gc.unfreeze()
