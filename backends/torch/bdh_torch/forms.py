@@ -29,6 +29,14 @@ WHOLE_STREAMED, WHOLE_STREAMED_NARROW = 1024, 4096
 # Bytes of all neurons of the tokens at hand, (h, B*T, N), from which on streaming them is the faster on a CPU, in turns with
 # the plain kernel in D 64, 128 and 256. Gradients compute what they have not kept again, which moves the crossing.
 STREAMED, STREAMED_WITH_GRADIENTS = 2**22, 2**26
+# Decoding. Bytes of a weight from which on it pays to count which neurons are active.
+COUNTED = 2**22
+# The largest share of rows that are active, or of pairs of rows, at which it pays to copy them or to write them one by one;
+# and at which it pays to sum them, which copies nothing.
+COPIED, SUMMED = 0.35, 0.8
+# Bytes of a layer's state from which on texts are remembered by their rows at first, and for how long: a share of D tokens.
+KEPT, KEPT_SHARE = 2**22, 0.5
+BLOCK_OF_STATE = 2**20  # bytes of a state that are read and then written at once: what a core keeps near it, and half of that
 
 
 def known(name: str | None, names: Any) -> Any:
@@ -69,6 +77,39 @@ def streams(kernel: Kernel | None, x: Tensor, weights: Weights, drop: nn.Module)
     many = STREAMED_WITH_GRADIENTS if torch.is_grad_enabled() else STREAMED
     is_faster = T > 1 and nh * B * T * N * kind.itemsize >= many and weights.encoder.device.type == "cpu"
     return kernel == "streamed" or is_faster
+
+
+def decodes(kernel: Kernel | None, attention: Attention | None, idx: Tensor, weights: Weights, drop: nn.Module) -> bool:
+    """Whether tokens (B, T) are one of each text, and read by what is made for that: in place, without gradients, on a CPU."""
+    if idx.shape[1] > 1 or kernel is not None or attention == "recurrent" or torch.is_grad_enabled():
+        return False
+    device = weights.encoder.device.type
+    return device == "cpu" and not torch.is_autocast_enabled(device) and not drop.training and can_stream(weights, drop)
+
+
+def is_counted(weight: Tensor) -> bool:
+    """Whether it pays to count which neurons are active, by a weight (h, D, N)."""
+    return weight.numel() * weight.itemsize >= COUNTED
+
+
+def is_copied(active: int, rows: int) -> bool:
+    """Whether of so many rows the active ones are copied, or written to, and the others left out."""
+    return active <= COPIED * rows
+
+
+def is_summed(active: int, rows: int) -> bool:
+    """Whether of so many rows the active ones are summed, and the others left out."""
+    return active <= SUMMED * rows
+
+
+def rows_kept(size: int, D: int, device: str) -> int:
+    """How many tokens are remembered by rows before they become a state of so many bytes; 0 if none are."""
+    return int(KEPT_SHARE * D) if size >= KEPT and device == "cpu" else 0
+
+
+def rows_of_a_block(size: int) -> int:
+    """How many rows of so many bytes are worked on at once."""
+    return max(BLOCK_OF_STATE // size, 1)
 
 
 def can_stream(weights: Weights, drop: nn.Module) -> bool:
