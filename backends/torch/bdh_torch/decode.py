@@ -35,12 +35,12 @@ def gated(x: Tensor, v: Tensor, weights: Weights, rotations: Tensor, remember: R
     (N/2), or (B, N/2) where texts differ in their positions. ``remember`` reads what was written before, then writes.
     """
     (B, D), (nh, _, N) = x.shape, weights.encoder.shape
-    x_sparse = torch.bmm(x.expand(nh, B, D), weights.encoder).relu_()  # h B N  R3
+    x_sparse = product(x.expand(nh, B, D), weights.encoder).relu_()  # h B N  R3
     active = x_sparse != 0 if is_counted(weights.encoder) else None  # h B N
     attention = remember(_turned(x_sparse, rotations), v[:, None], active)  # G 1 D  R4, R5, R13
     yKV = layer_norm(attention).to(x.dtype).view(nh, B, D)  # R6
     if active is None:
-        xy_sparse = torch.bmm(yKV, weights.encoder_v).relu_().mul_(x_sparse)  # h B N  R7
+        xy_sparse = product(yKV, weights.encoder_v).relu_().mul_(x_sparse)  # h B N  R7
     elif is_neurons_first(weights.encoder_v) and is_copied(count(active), nh * N):
         chosen = Chosen.of(active)
         y_sparse = _columns(yKV, weights.encoder_v, chosen).relu_()  # K  R7
@@ -48,12 +48,22 @@ def gated(x: Tensor, v: Tensor, weights: Weights, rotations: Tensor, remember: R
         few = torch.from_numpy(np.flatnonzero((xy_sparse != 0).numpy()))
         return _decoded(chosen.only(few), xy_sparse[few], weights.decoder, B)
     else:
-        xy_sparse = torch.bmm(yKV, weights.encoder_v).relu_().mul_(x_sparse)
+        xy_sparse = product(yKV, weights.encoder_v).relu_().mul_(x_sparse)
         active = xy_sparse != 0
         if is_summed(count(active), nh * N):
             chosen = Chosen.of(active)
             return _decoded(chosen, xy_sparse.view(-1)[chosen.places], weights.decoder, B)
-    return torch.bmm(xy_sparse, weights.decoder.view(nh, N, D)).sum(0)  # R9
+    if B == 1:  # heads lie side by side as they are
+        return torch.mm(xy_sparse.view(1, nh * N), weights.decoder)  # R9
+    return torch.bmm(xy_sparse, weights.decoder.view(nh, N, D)).sum(0)
+
+
+def product(rows: Tensor, weight: Tensor) -> Tensor:
+    """Rows (h, B, D) times a weight (h, D, N): (h, B, N)."""
+    if rows.shape[1] > 1 or weight.dtype != torch.bfloat16 or not is_neurons_first(weight):
+        return torch.bmm(rows, weight)
+    # PyTorch multiplies a matrix of bfloat16 by a vector in less time than a row by the matrix.
+    return torch.stack([torch.mv(by_neuron, row) for by_neuron, row in zip(weight.mT, rows[:, 0], strict=True)])[:, None]
 
 
 def neurons_first(weight: Tensor) -> Tensor:
@@ -95,6 +105,10 @@ class Chosen(NamedTuple):
         """Of these, those whose numbers in the list are given, in order."""
         return Chosen(self.places[few], np.searchsorted(few.numpy(), self.bounds).tolist(), self.size)
 
+    def neurons(self, B: int) -> Tensor:
+        """The number of each place's neuron among those of all heads (h*N), where groups are heads of B texts."""
+        return self.places if B == 1 else self.places // (B * self.size) * self.size + self.places % self.size
+
     def pieces(self, most: int) -> Iterator[tuple[int, slice]]:
         """The number of a group and a slice of its places, at most so many at once."""
         for g in range(len(self.bounds) - 1):
@@ -118,34 +132,31 @@ def through(state: Tensor, rotated: Tensor, v: Tensor, active: Tensor | None = N
         attention = torch.bmm(rotated, state)
         state.baddbmm_(rotated.mT, v)
         return attention
-    attention = torch.zeros_like(v)
-    for groups, neurons in _blocks(G, N, rows):
-        block, q = state[groups, neurons], rotated[groups, :, neurons]
-        attention[groups].baddbmm_(q, block)
-        block.baddbmm_(q.mT, v[groups])
+    attention, many = torch.zeros_like(v), max(rows // N, 1)
+    for groups in zip(*(each.split(many) for each in (state, rotated, v, attention)), strict=True):
+        _through_blocks(*groups, rows)
     return attention
 
 
-def _blocks(G: int, N: int, rows: int) -> Iterator[tuple[slice, slice]]:
-    """Groups and neurons of blocks of about so many rows."""
-    many = max(rows // N, 1)
-    for g in range(0, G, many):
-        for n in range(0, N, rows):
-            yield slice(g, min(g + many, G)), slice(n, min(n + rows, N))
+def _through_blocks(state: Tensor, rotated: Tensor, v: Tensor, attention: Tensor, rows: int) -> None:
+    """``through`` some groups, so many neurons at once; attention is added."""
+    for block, q in zip(state.split(rows, dim=1), rotated.split(rows, dim=2), strict=True):
+        attention.baddbmm_(q, block)
+        block.baddbmm_(q.mT, v)
 
 
 def _through_pairs(state: Tensor, rotated: Tensor, v: Tensor, chosen: Chosen) -> Tensor:
     """``through``, by the rows of the chosen pairs of neurons alone."""
-    (G, N, D), B = state.shape, len(v)
+    (G, _, D), B = state.shape, len(v)
     turned = rotated.to(state.dtype).view(-1, 2)[chosen.places]  # K 2
-    rows, of_pairs, v = state.view(-1, D), state.view(-1, 2 * D), v.to(state.dtype)
-    places = (2 * chosen.places[:, None] + torch.arange(2)).view(-1)
-    attention = torch.zeros(G, 1, D, dtype=state.dtype)
-    for g, part in chosen.pieces(rows_of_a_block(4 * D * state.element_size())):  # rows, and what is added to them
-        twice = slice(2 * part.start, 2 * part.stop)
-        attention[g] += weighted_sums(rows, places[twice], turned[part].view(-1), [0])
-        of_pairs.index_add_(0, chosen.places[part], (turned[part, :, None] * v[g % B]).view(-1, 2 * D))
-    return attention
+    both = (2 * chosen.places[:, None] + torch.arange(2)).view(-1)
+    attention = weighted_sums(state.view(-1, D), both, turned.view(-1), [2 * first for first in chosen.bounds[:-1]])
+    of_pairs, v = state.view(-1, 2 * D), v.to(state.dtype)
+    most = rows_of_a_block(4 * D * state.element_size())  # pairs of rows, and what is added to them
+    for places, factors in zip(chosen.places.split(most), turned.split(most), strict=True):
+        seen = v if B == 1 else v[places // chosen.size % B]  # K 1 D
+        of_pairs.index_add_(0, places, (factors[..., None] * seen).view(-1, 2 * D))
+    return attention.view(G, 1, D)
 
 
 def weighted_sums(rows: Tensor, places: Tensor, factors: Tensor, starts: Sequence[int]) -> Tensor:
@@ -163,20 +174,17 @@ def _turned(x_sparse: Tensor, rotations: Tensor) -> Tensor:
 def _columns(yKV: Tensor, encoder_v: Tensor, chosen: Chosen) -> Tensor:
     """yKV (h, B, D) times the chosen columns of encoder_v (h, D, N): (K)."""
     (nh, B, D), found = yKV.shape, yKV.new_empty(len(chosen.places))
-    by_neuron, yKV = encoder_v.mT, yKV.view(nh * B, D)
+    by_neuron, rows, by_group = encoder_v.mT.view(-1, D), chosen.neurons(B), yKV.view(nh * B, D).unbind()
     for g, part in chosen.pieces(rows_of_a_block(D * encoder_v.element_size())):
-        few = by_neuron[g // B].index_select(0, chosen.places[part] - g * chosen.size)
-        torch.mv(few, yKV[g], out=found[part])
+        torch.mv(by_neuron.index_select(0, rows[part]), by_group[g], out=found[part])
     return found
 
 
 def _decoded(chosen: Chosen, xy_sparse: Tensor, decoder: Tensor, B: int) -> Tensor:
     """xy_sparse (K) at the chosen places of (h, B, N), times the decoder (h*N, D): (B, D)  R9."""
-    if B == 1:  # places count the decoder's rows, and one sum is that of all heads
+    if B == 1:  # one sum is that of all heads
         return weighted_sums(decoder, chosen.places, xy_sparse, [0])
-    N = chosen.size
-    rows = chosen.places // (B * N) * N + chosen.places % N
-    sums = weighted_sums(decoder, rows, xy_sparse, chosen.bounds[:-1])
+    sums = weighted_sums(decoder, chosen.neurons(B), xy_sparse, chosen.bounds[:-1])
     return sums.view(-1, B, decoder.shape[1]).sum(0)
 
 
@@ -239,6 +247,12 @@ class Memory:
             return cls(Rows(keys, values))
         return cls(torch.zeros(G, N, D, dtype=kind, device=device))
 
+    @property
+    def groups(self) -> int:
+        """Heads of texts, G."""
+        held = self.held
+        return len(held.keys if isinstance(held, Rows) else held)
+
     def state(self) -> Tensor:
         """The state (G, N, D), which is what is held from now on."""
         held = self.held
@@ -286,9 +300,12 @@ def memories(layers: Sequence[Tensor], T: int, *, donate: bool) -> list[Memory]:
     return [memory.for_writing(T, donate=donate) for memory in each]
 
 
+def keeps_rows() -> bool:
+    """Whether rows may be remembered at all: not where gradients or a compiler would have to follow, or types are cast."""
+    return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"))
+
+
 def has_room(layers: Sequence[Tensor], T: int) -> bool:
     """Whether these layers remember rows, and T tokens more would be remembered so."""
-    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
-        return False
     held = layers.each[0].held if isinstance(layers, Memories) else None
-    return isinstance(held, Rows) and held.has_room(T)
+    return isinstance(held, Rows) and held.has_room(T) and keeps_rows()

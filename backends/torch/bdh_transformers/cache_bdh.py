@@ -10,17 +10,30 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
 from bdh_torch.attention import attend, write
+from bdh_torch.decode import Memory, Rows, keeps_rows
 from bdh_torch.layer import wide
 
 
 class BDHStateLayer(CacheLayerMixin):
-    """One layer's state (R13): a matrix per head of each text, (h*B, N, D), never narrower than float32."""
+    """One layer's state (R13): a matrix per head of each text, (h*B, N, D), never narrower than float32.
+
+    Short texts are held by their rows, until somebody looks at the state.
+    """
 
     def __init__(self, n_head: int, **_: Any) -> None:
         super().__init__()
         self.n_head = n_head
-        self.state: Tensor | None = None
+        self.memory: Memory | None = None
         self.length = 0
+
+    @property
+    def state(self) -> Tensor | None:
+        """The state, or None before the first token."""
+        return None if self.memory is None else self.memory.state()
+
+    @state.setter
+    def state(self, state: Tensor | None) -> None:
+        self.memory = None if state is None else Memory(state)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Refuse: rows cannot be had back from a state."""
@@ -30,6 +43,11 @@ class BDHStateLayer(CacheLayerMixin):
 
     def read_and_write(self, rotated: Tensor, v: Tensor) -> Tensor:
         """Attention (h*B, T, D) of these tokens to one another and to all earlier ones; then the state remembers them too."""
+        if keeps_rows():
+            memory = self.memory_for(len(rotated) // self.n_head, rotated.shape[2], v, T=v.shape[1])
+            if isinstance(memory.held, Rows):
+                self.length += v.shape[1]
+                return memory.through(rotated, v)
         attention = attend(rotated, v, self.state)  # before the first token there is nothing to read
         self.remember(rotated, v)
         return attention
@@ -42,12 +60,17 @@ class BDHStateLayer(CacheLayerMixin):
         self.length += v.shape[1]
         self.is_initialized = True
 
-    def room(self, texts: int, n_neurons: int, width: int, like: Tensor) -> Tensor:
+    def memory_for(self, texts: int, n_neurons: int, v: Tensor, T: int) -> Memory:
+        """What T tokens more, with values v (..., D), are to be written to in place."""
+        if self.memory is None:
+            self.memory = Memory.blank(self.n_head * texts, texts, n_neurons, v.shape[-1], like=v)
+            self.is_initialized = True
+        self.memory = self.memory.for_writing(T, donate=True)
+        return self.memory
+
+    def room(self, texts: int, n_neurons: int, v: Tensor) -> Tensor:
         """The state, to be written in place; zeros before the first token."""
-        if self.state is None:
-            shape = (self.n_head * texts, n_neurons, width)
-            self.state, self.is_initialized = torch.zeros(shape, dtype=wide(like.dtype), device=like.device), True
-        return self.state
+        return self.memory_for(texts, n_neurons, v, v.shape[1]).state()
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Start with a blank state."""
@@ -56,7 +79,7 @@ class BDHStateLayer(CacheLayerMixin):
     @property
     def batch_size(self) -> int:
         """How many texts it remembers; -1 before the first."""
-        return -1 if self.state is None else len(self.state) // self.n_head
+        return -1 if self.memory is None else self.memory.groups // self.n_head
 
     def get_seq_length(self) -> int:
         """Tokens read so far."""
@@ -72,7 +95,7 @@ class BDHStateLayer(CacheLayerMixin):
 
     def reset(self) -> None:
         """Forget everything."""
-        self.state, self.length, self.is_initialized = None, 0, False
+        self.memory, self.length, self.is_initialized = None, 0, False
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Let text b go on from what text ``beam_idx[b]`` remembers."""
@@ -102,8 +125,8 @@ class BDHStateLayer(CacheLayerMixin):
         """Nothing was taken away."""
 
     def _texts(self, change: Any) -> None:
-        if self.state is not None:
-            self.state = change(self.state.view(self.n_head, -1, *self.state.shape[1:])).flatten(0, 1)
+        if (state := self.state) is not None:
+            self.state = change(state.view(self.n_head, -1, *state.shape[1:])).flatten(0, 1)
 
 
 def blank(rotated: Tensor, v: Tensor) -> Tensor:

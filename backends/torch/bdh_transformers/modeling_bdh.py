@@ -22,7 +22,8 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from bdh_torch.forms import Kernel, is_one_table, streams
+from bdh_torch.decode import gated as gated_token
+from bdh_torch.forms import Kernel, decodes, is_one_table, streams
 from bdh_torch.forms import chunk as streamed_chunk
 from bdh_torch.layer import Weights, layer, layer_norm, residual, wide
 from bdh_torch.rope import Rotations as Streamed
@@ -52,7 +53,7 @@ class BDHLayer(GradientCheckpointingLayer):
         encoder: Tensor,  # by itself, so that checkpoints of activations know it as an input with a gradient
         encoder_v: Tensor,
         decoder: Tensor,
-        rotations: Rotations | Streamed,
+        rotations: Rotations | Streamed | Tensor,
         mask: Tensor | None = None,
         past_key_values: Cache | None = None,
         output_attentions: bool = False,
@@ -61,6 +62,8 @@ class BDHLayer(GradientCheckpointingLayer):
         T, weights = hidden_states.shape[1], Weights(encoder, encoder_v, decoder)
         if isinstance(rotations, Streamed):
             return self._stream(hidden_states, weights, rotations, mask, past_key_values), None
+        if isinstance(rotations, Tensor):
+            return self._decode(hidden_states, weights, rotations, mask, cast("Cache", past_key_values)), None
         form = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, BDHParallelAttention)
         attention = form(self.config.num_attention_heads, self.layer_idx, T, past_key_values, output_attentions)
 
@@ -84,15 +87,24 @@ class BDHLayer(GradientCheckpointingLayer):
     def _stream(
         self, x: Tensor, weights: Weights, rotations: Streamed, mask: Tensor | None, past_key_values: Cache | None
     ) -> Tensor:
-        (B, T, D), N = x.shape, weights.encoder.shape[2]
+        (B, T, _), N = x.shape, weights.encoder.shape[2]
         kept, dropout = None if mask is None else mask[:, -T:], self.drop.p if self.drop.training else 0.0
         chunk, blank, memory = len(rotations.local), False, None
         if past_key_values is not None:
             state = past_key_values.layers[self.layer_idx]
-            blank, memory = state.state is None, state.room(B, N, D, x)
+            blank, memory = state.memory is None, state.room(B, N, x)
             state.length += T
         decoded = gated(x, weights, rotations, chunk, memory, blank=blank, dropout=dropout, kept=kept)
         return residual(x, decoded)
+
+
+    def _decode(self, x: Tensor, weights: Weights, rotations: Tensor, mask: Tensor | None, past_key_values: Cache) -> Tensor:
+        """One token (B, 1, D) of each text."""
+        x, state = x[:, 0], past_key_values.layers[self.layer_idx]
+        v = x if mask is None else x * mask[:, -1:].to(x.dtype)
+        memory = state.memory_for(len(x), weights.encoder.shape[2], x, T=1)
+        state.length += 1
+        return residual(x, gated_token(x, v, weights, rotations, memory.through))[:, None]
 
 
 def _is_state(past_key_values: Cache) -> bool:
@@ -214,7 +226,12 @@ class BDHModel(BDHPreTrainedModel):
         x = layer_norm(inputs_embeds)  # B T D  R1
         weights = Weights(self.encoder, self.encoder_v, self.decoder)
         streamed = None if output_attentions else self._streamed(x, weights, position_ids, past_key_values)
-        rotations = self._rotations(position_ids, x.dtype) if streamed is None else streamed
+        if streamed is not None:
+            rotations: Rotations | Streamed | Tensor = streamed
+        elif not output_attentions and self._decodes(x, weights, past_key_values):
+            rotations = torch.view_as_complex(self.rotary(position_ids, x.dtype)).flatten(0, -2)  # 1 N/2, or B N/2
+        else:
+            rotations = self._rotations(position_ids, x.dtype)
         for block in self.layers[: self.config.num_hidden_layers]:  # fewer while the model is its own assistant
             x, _ = block(
                 x,
@@ -235,6 +252,13 @@ class BDHModel(BDHPreTrainedModel):
         if (position_ids != start + torch.arange(T, device=start.device)).any():
             return None
         return relative(start, T, streamed_chunk(T, None, weights.encoder), self.rotary.fixed, wide(x.dtype), "exact")
+
+    def _decodes(self, x: Tensor, weights: Weights, past_key_values: Cache | None) -> bool:
+        """Whether these are single tokens, read by what is made for them: in place, from a state of whatever form."""
+        if x.shape[1] > 1 or past_key_values is None or not _is_state(past_key_values):
+            return False
+        layers = cast("list[BDHLayer]", self.layers[: self.config.num_hidden_layers])
+        return all(decodes(self.kernel, None, x, weights, each.drop) for each in layers)
 
     def _rotations(self, position_ids: Tensor, dtype: torch.dtype) -> Rotations:
         """Those of a short text are worked out once for all layers; those of a long one in each, and never kept."""
