@@ -239,10 +239,10 @@ class Memory:
         self.held = held
 
     @classmethod
-    def blank(cls, G: int, B: int, N: int, D: int, like: Tensor) -> Memory:
+    def blank(cls, G: int, B: int, N: int, D: int, like: Tensor, *, keeps_rows: bool = True) -> Memory:
         """Nothing yet, of B texts and G groups, in the dtype of states of a model with weights ``like`` this one."""
         kind, device = wide(like.dtype), like.device
-        if capacity := rows_kept(G * N * D * kind.itemsize, D, device.type):
+        if capacity := rows_kept(G * N * D * kind.itemsize, D, device.type) if keeps_rows else 0:
             keys, values = (torch.empty(k, capacity, n, dtype=kind, device=device) for k, n in ((G, N), (B, D)))
             return cls(Rows(keys, values))
         return cls(torch.zeros(G, N, D, dtype=kind, device=device))

@@ -119,7 +119,8 @@ class BDH(nn.Module):
         """The state before the first token: zeros."""
         c, weight = self.config, self.encoder
         sizes = (c.n_head * batch, batch, c.n_neurons, c.n_embd)
-        layers = [decode.Memory.blank(*sizes, like=weight) for _ in range(c.n_layer)]
+        is_plain = self.kernel is not None or self.attention is not None
+        layers = [decode.Memory.blank(*sizes, like=weight, keeps_rows=not is_plain) for _ in range(c.n_layer)]
         return RecurrentState(0, decode.Memories(layers), blank=True)
 
     def advance(self, state: RecurrentState, idx: Tensor, *, donate: bool = False) -> tuple[Tensor, RecurrentState]:

@@ -97,7 +97,6 @@ class BDHLayer(GradientCheckpointingLayer):
         decoded = gated(x, weights, rotations, chunk, memory, blank=blank, dropout=dropout, kept=kept)
         return residual(x, decoded)
 
-
     def _decode(self, x: Tensor, weights: Weights, rotations: Tensor, mask: Tensor | None, past_key_values: Cache) -> Tensor:
         """One token (B, 1, D) of each text."""
         x, state = x[:, 0], past_key_values.layers[self.layer_idx]
