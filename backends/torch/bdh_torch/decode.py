@@ -14,7 +14,7 @@ Axes: B batch, T time, h head (nh of them), N neurons per head, D embedding widt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias, overload
 
 import numpy as np
@@ -60,20 +60,18 @@ def gated(x: Tensor, v: Tensor, weights: Weights, rotations: Tensor, remember: R
 
 def product(rows: Tensor, weight: Tensor) -> Tensor:
     """Rows (h, B, D) times a weight (h, D, N): (h, B, N)."""
-    if rows.shape[1] > 1 or weight.dtype != torch.bfloat16 or not is_neurons_first(weight):
+    nh, D, N = weight.shape
+    if rows.shape[1] > 1 or weight.dtype != torch.bfloat16:
         return torch.bmm(rows, weight)
-    # PyTorch multiplies a matrix of bfloat16 by a vector in less time than a row by the matrix.
-    return torch.stack([torch.mv(by_neuron, row) for by_neuron, row in zip(weight.mT, rows[:, 0], strict=True)])[:, None]
+    # PyTorch takes longer to multiply a row by a matrix of bfloat16 than by one of float32, and half as long for these.
+    if is_neurons_first(weight):
+        return torch.stack([torch.mv(by_neuron, row) for by_neuron, row in zip(weight.mT, rows[:, 0], strict=True)])[:, None]
+    return weighted_sums(weight.reshape(nh * D, N), torch.arange(nh * D), rows.reshape(-1), range(0, nh * D, D))[:, None]
 
 
 def neurons_first(weight: Tensor) -> Tensor:
     """The same weight (h, D, N) with what belongs to one neuron side by side in memory, so that few neurons are read fast."""
     return weight.mT.contiguous().mT
-
-
-def better_neurons_first(weights: Weights) -> list[Tensor]:
-    """Those that are decoded with faster in that order; in bfloat16 a CPU also multiplies a single row faster by it."""
-    return [weights.encoder_v, weights.encoder] if weights.encoder.dtype == torch.bfloat16 else [weights.encoder_v]
 
 
 def is_neurons_first(weight: Tensor) -> bool:
@@ -159,9 +157,9 @@ def _through_pairs(state: Tensor, rotated: Tensor, v: Tensor, chosen: Chosen) ->
     return attention.view(G, 1, D)
 
 
-def weighted_sums(rows: Tensor, places: Tensor, factors: Tensor, starts: Sequence[int]) -> Tensor:
+def weighted_sums(rows: Tensor, places: Tensor, factors: Tensor, starts: Iterable[int]) -> Tensor:
     """Sums (G, D) of the rows (R, D) at these places, each by its factor, one for the places from each start on."""
-    return torch.embedding_bag(rows, places, torch.tensor(starts), False, 0, False, factors)[0]
+    return torch.embedding_bag(rows, places, torch.tensor(list(starts)), False, 0, False, factors)[0]
 
 
 def _turned(x_sparse: Tensor, rotations: Tensor) -> Tensor:

@@ -79,12 +79,11 @@ class BDH(nn.Module):
         self.attn.reset(self.encoder.device)
 
     def laid_out_for_decoding(self) -> BDH:
-        """This model, its weights in the order of memory in which a CPU reads those of few active neurons fast.
+        """This model, ``encoder_v`` in the order of memory in which a CPU reads what few active neurons need of it.
 
-        The weights are what they were, and training goes on with them; but a tensor of the state dict is no longer contiguous.
+        Its values are what they were, and training goes on with them; but in the state dict it is no longer contiguous.
         """
-        for weight in decode.better_neurons_first(self.weights):
-            weight.data = decode.neurons_first(weight.data)
+        self.encoder_v.data = decode.neurons_first(self.encoder_v.data)
         return self
 
     def trace(self, idx: Tensor, note: Note = unnoted, kept: Tensor | None = None) -> Tensor:
