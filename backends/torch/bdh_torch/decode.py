@@ -131,14 +131,14 @@ def through(state: Tensor, rotated: Tensor, v: Tensor, active: Tensor | None = N
         state.baddbmm_(rotated.mT, v)
         return attention
     attention, many = torch.zeros_like(v), max(rows // N, 1)
-    for groups in zip(*(each.split(many) for each in (state, rotated, v, attention)), strict=True):
-        _through_blocks(*groups, rows)
+    for each in zip(*(torch.split(values, many) for values in (state, rotated, v, attention)), strict=True):
+        _through_blocks(*each, rows=rows)
     return attention
 
 
-def _through_blocks(state: Tensor, rotated: Tensor, v: Tensor, attention: Tensor, rows: int) -> None:
+def _through_blocks(state: Tensor, rotated: Tensor, v: Tensor, attention: Tensor, *, rows: int) -> None:
     """``through`` some groups, so many neurons at once; attention is added."""
-    for block, q in zip(state.split(rows, dim=1), rotated.split(rows, dim=2), strict=True):
+    for block, q in zip(torch.split(state, rows, dim=1), torch.split(rotated, rows, dim=2), strict=True):
         attention.baddbmm_(q, block)
         block.baddbmm_(q.mT, v)
 
@@ -151,7 +151,7 @@ def _through_pairs(state: Tensor, rotated: Tensor, v: Tensor, chosen: Chosen) ->
     attention = weighted_sums(state.view(-1, D), both, turned.view(-1), [2 * first for first in chosen.bounds[:-1]])
     of_pairs, v = state.view(-1, 2 * D), v.to(state.dtype)
     most = rows_of_a_block(4 * D * state.element_size())  # pairs of rows, and what is added to them
-    for places, factors in zip(chosen.places.split(most), turned.split(most), strict=True):
+    for places, factors in zip(torch.split(chosen.places, most), torch.split(turned, most), strict=True):
         seen = v if B == 1 else v[places // chosen.size % B]  # K 1 D
         of_pairs.index_add_(0, places, (factors[..., None] * seen).view(-1, 2 * D))
     return attention.view(G, 1, D)
