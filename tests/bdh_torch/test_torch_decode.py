@@ -14,6 +14,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bdh_conformance.outcomes import BAD
+from bdh_conformance.plan import TIERS, plan
+from bdh_conformance.runner import Run
 from bdh_conformance.yardstick.agreement import assert_agrees
 from bdh_conformance.yardstick.cases import Case
 from bdh_conformance.yardstick.reference import Stepwise
@@ -414,3 +417,16 @@ def test_a_module_of_other_weights_than_parameters_is_decoded_by_the_plain_kerne
     with torch.no_grad():
         logits, _ = model.advance(model.init_state(2), TOKENS[:, :1])
     assert logits.isfinite().all()
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("form", ["copied", "rows_copied", "pieces"])
+def test_the_suite_finds_nothing(choose: Chooser, form: str) -> None:
+    """The cases of the smoke tier in float32, all of whose models are too small for these forms otherwise."""
+    choose(FORMS[form][0])
+    run = Run(TorchBackend(), explains=False)
+    checks = plan(TIERS["smoke"], run.backend.capabilities, dtypes=("float32",))
+    results = [run.run(check) for check in checks if not check.reason]
+    assert results
+    assert [result.worst.message for result in results if result.status in BAD and result.worst] == []
+    assert choose.calls["_through_pairs"]
