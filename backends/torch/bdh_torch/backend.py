@@ -72,7 +72,8 @@ class TorchModel(Model):
         return Params(*(to_numpy(weight) for weight in self._weights()))
 
     def _module(self, params: Params, kernel: Kernel | None) -> BDH:
-        return filled(lambda: BDH(self.config, phase=self.phase, kernel=kernel), params, self.device, self.dtype)
+        module = filled(lambda: BDH(self.config, phase=self.phase, kernel=kernel), params, self.device, self.dtype)
+        return module.laid_out_for_decoding() if self.device == "cpu" else module
 
     @full_precision()
     @torch.no_grad()

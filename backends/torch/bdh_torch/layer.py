@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from bdh_spec.model import EPS
@@ -29,7 +28,7 @@ class Weights(NamedTuple):
 
 def layer_norm(x: Tensor) -> Tensor:
     """Centre and scale over the last axis (R2); PyTorch sums in float32 when x is narrower."""
-    return F.layer_norm(x, x.shape[-1:], eps=EPS)
+    return torch.layer_norm(x, x.shape[-1:], eps=EPS)
 
 
 def multiply(a: Tensor, b: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from bdh_spec.model import IGNORE
 from bdh_spec.params import INIT_STD
 from bdh_spec.rope import Phase
 from bdh_spec.sampling import Sampling, check_length, sample, uniform
-from bdh_torch import forms, streamed
+from bdh_torch import decode, forms, streamed
 from bdh_torch.attention import Note, attend, unnoted, without_padding, write
 from bdh_torch.forms import Attention, Kernel
 from bdh_torch.layer import Attend, Weights, layer, layer_norm, residual, wide
@@ -31,7 +31,7 @@ class RecurrentState:
     """What the model remembers of B texts (R13): their length and, per layer, one matrix per head."""
 
     position: int  # tokens read so far
-    layers: tuple[Tensor, ...]  # L of h*B N D, never narrower than float32
+    layers: Sequence[Tensor]  # L of h*B N D, never narrower than float32; of a short text they are made when looked at
     blank: bool = False  # nothing was written yet, so there is nothing to read
 
 
@@ -78,6 +78,14 @@ class BDH(nn.Module):
             nn.init.normal_(weight, std=INIT_STD)
         self.attn.reset(self.encoder.device)
 
+    def laid_out_for_decoding(self) -> BDH:
+        """This model, ``encoder_v`` in the order of memory in which a CPU reads what few active neurons need of it.
+
+        Its values are what they were, and training goes on with them; but in the state dict it is no longer contiguous.
+        """
+        self.encoder_v.data = decode.neurons_first(self.encoder_v.data)
+        return self
+
     def trace(self, idx: Tensor, note: Note = unnoted, kept: Tensor | None = None) -> Tensor:
         """Logits by the parallel form; ``note`` is shown each stage under its name, layer after layer.
 
@@ -109,9 +117,10 @@ class BDH(nn.Module):
     def init_state(self, batch: int = 1) -> RecurrentState:
         """The state before the first token: zeros."""
         c, weight = self.config, self.encoder
-        shape = (c.n_head * batch, c.n_neurons, c.n_embd)
-        layers = (torch.zeros(shape, dtype=wide(weight.dtype), device=weight.device) for _ in range(c.n_layer))
-        return RecurrentState(0, tuple(layers), blank=True)
+        sizes = (c.n_head * batch, batch, c.n_neurons, c.n_embd)
+        is_plain = self.kernel is not None or self.attention is not None
+        layers = [decode.Memory.blank(*sizes, like=weight, keeps_rows=not is_plain) for _ in range(c.n_layer)]
+        return RecurrentState(0, decode.Memories(layers), blank=True)
 
     def advance(self, state: RecurrentState, idx: Tensor, *, donate: bool = False) -> tuple[Tensor, RecurrentState]:
         """Read tokens (B, T) after the text that the state remembers: their logits (B, T, V), and the state after them.
@@ -120,8 +129,10 @@ class BDH(nn.Module):
         place, unless gradients are recorded, which need what it was.
         """
         _demand_rectangle(idx)
+        if self.attn.in_pairs and forms.decodes(self.kernel, self.attention, idx, self.weights, self.drop):
+            return self._step(state, idx, donate=donate)
         if not torch.is_grad_enabled() and self._streams(idx):
-            layers = state.layers if donate else tuple(memory.clone() for memory in state.layers)
+            layers = tuple(state.layers) if donate else tuple(memory.clone() for memory in state.layers)
             logits = self._stream(idx, replace(state, layers=layers))
             return logits, RecurrentState(state.position + idx.shape[1], layers)
         return self._advance(state, torch.split(idx, forms.CHUNK, dim=1), donate=donate)
@@ -196,6 +207,16 @@ class BDH(nn.Module):
             x = residual(x, decoded)
         return x @ self.lm_head  # B T V  R11
 
+    def _step(self, state: RecurrentState, idx: Tensor, *, donate: bool) -> tuple[Tensor, RecurrentState]:
+        """``advance`` by one token (B, 1) of each text."""
+        x, weights = layer_norm(self.embed(idx[:, 0])), self.weights  # B D  R1
+        position = torch.tensor([state.position], device=idx.device)
+        rotations = torch.view_as_complex(self.attn(position, wide(x.dtype)))  # 1 N/2
+        memories = decode.memories(state.layers, 1, donate=donate)
+        for memory in memories:
+            x = residual(x, decode.gated(x, x, weights, rotations, memory.through))
+        return (x @ self.lm_head)[:, None], RecurrentState(state.position + 1, decode.Memories(memories))  # B 1 V  R11
+
     def _advance(self, state: RecurrentState, chunks: Sequence[Tensor], *, donate: bool) -> tuple[Tensor, RecurrentState]:
         logits = []
         for chunk in chunks:
@@ -206,6 +227,11 @@ class BDH(nn.Module):
 
     def _advance_chunk(self, state: RecurrentState, idx: Tensor, *, donate: bool) -> tuple[Tensor, RecurrentState]:
         x, rotations = self._start(idx, state.position + torch.arange(idx.shape[1], device=idx.device))
+        if decode.has_room(state.layers, idx.shape[1]):
+            rows = decode.memories(state.layers, idx.shape[1], donate=donate)
+            for memory in rows:
+                x = self._layer(x, rotations, memory.through)
+            return x @ self.lm_head, RecurrentState(state.position + idx.shape[1], decode.Memories(rows))
         memories: list[Tensor] = []
 
         def attend_and_write(rotated: Tensor, v: Tensor) -> Tensor:

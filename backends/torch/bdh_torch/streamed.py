@@ -328,7 +328,7 @@ class _Gated(torch.autograd.Function):
         x, encoder, encoder_v, decoder, kept, local, shifts, *found = ctx.saved_tensors
         weights, rotations = Weights(encoder, encoder_v, decoder), Rotations(local, shifts)
         (B, T, D), remembered = x.shape, iter(found)
-        d_weights = Weights(*(torch.zeros_like(weight, dtype=wide(weight.dtype)) for weight in weights))
+        d_weights = Weights(*(weight.new_zeros(weight.shape, dtype=wide(weight.dtype)) for weight in weights))
         d_x, rows_of_x, rows_of_v = x.new_zeros(B * T, D, dtype=wide(x.dtype)), x.reshape(B * T, D), _values(x, kept)
         d_v = d_x if kept is None else torch.zeros_like(d_x)
         rows_of_d = d_decoded.reshape(B * T, D).to(x.dtype)
