@@ -33,6 +33,18 @@ def test_a_snippet_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     exec(code.replace(", max_steps=200", small), {"__name__": "page"})
 
 
+def test_the_first_lines_of_the_readme_run_as_pasted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BDH_BACKEND", "numpy")
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    code = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)[0]
+    exec(code, {"__name__": "readme"})
+    *text, loss = capsys.readouterr().out.splitlines()
+    assert "\n".join(text).startswith("The ")
+    assert 0 < float(loss) < 10
+
+
 @pytest.mark.parametrize("line", LINES)
 def test_a_command_line_is_one_that_the_command_takes(line: str) -> None:
     with click.Context(command) as context:
