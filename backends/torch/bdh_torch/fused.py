@@ -331,7 +331,8 @@ def _pieces(
 
 def _undo(pieces: list[_Piece], d_decoded: Tensor, found: list[tuple[Tensor, Tensor]], slopes: _Slopes) -> None:
     """Add the slopes of some texts, by their pieces from the last to the first."""
-    states, d_state = _states(pieces), None
+    states: list[Tensor | None] = [None] if len(pieces) == 1 else [*_states(pieces)]
+    d_state = None
     for piece, (attention, scores), state in reversed(list(zip(pieces, found, states, strict=True))):
         where = piece.texts, piece.tokens
         neurons, rotated = piece.excite()
@@ -340,7 +341,7 @@ def _undo(pieces: list[_Piece], d_decoded: Tensor, found: list[tuple[Tensor, Ten
         d_attention = d_attention.to(piece.x.dtype)
         d_v, sides = piece.undo_attend(scores, d_attention)
         d_rotated = None
-        if len(pieces) > 1:
+        if state is not None:
             d_rotated, d_state = _undo_state(piece, rotated, state, d_state, d_attention, d_v)
         piece.undo_turn(sides, rotated, d_rotated, neurons, d_neurons, slopes)
         slopes.v[where] += d_v.sum(0)
