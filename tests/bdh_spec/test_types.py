@@ -57,7 +57,7 @@ def hidden(source: str) -> list[str]:
 
 
 def test_no_loop_variable_hides_a_function_or_an_import() -> None:
-    folders = ("bdh_spec", "backends", "conformance", "convert", "generate", "examples", "tests")
+    folders = ("bdh_spec", "backends", "conformance", "convert", "generate", "train", "bench", "look", "examples", "tests")
     files = [file for folder in folders for file in sorted((ROOT / folder).rglob("*.py"))]
     assert len(files) > 100
     found = {str(file.relative_to(ROOT)): hidden(file.read_text()) for file in files}

@@ -131,9 +131,9 @@ def test_r12_the_loss_of_packed_texts_is_the_mean_over_what_each_has_to_say(
 @pytest.mark.usefixtures("_lengths")
 @torch.no_grad()
 def test_a_cache_goes_on_with_the_last_text_of_each_row(load: Load, form: str) -> None:
-    for kernel in ("plain", "streamed"):
+    for each in ("plain", "streamed"):
         model = load(CASE, form)
-        model.backbone.kernel = kernel
+        model.backbone.kernel = each
         more, last = TOKENS.flip(1)[:, :6], torch.tensor([[lengths[-1]] for lengths in LENGTHS])
         for given in ({}, {"position_ids": last + torch.arange(6)}):
             output = model(TOKENS, position_ids=restarting(), use_cache=True)
@@ -147,9 +147,9 @@ def test_a_cache_goes_on_with_the_last_text_of_each_row(load: Load, form: str) -
 @pytest.mark.usefixtures("_lengths")
 @torch.no_grad()
 def test_the_first_text_of_a_row_goes_on_from_a_cache(load: Load, form: str) -> None:
-    for kernel in ("plain", "streamed"):
+    for each in ("plain", "streamed"):
         model = load(CASE, form)
-        model.backbone.kernel = kernel
+        model.backbone.kernel = each
         cache = model(TOKENS.flip(1)[:, :6]).past_key_values
         positions = torch.tensor([[6, 7, 8, 0, 1, 2, 3, 4, 5, 6, 7]])
         logits = model(TOKENS, position_ids=positions, past_key_values=cache).logits
