@@ -9,21 +9,35 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, StaticCache
+from transformers.utils.import_utils import is_tracing
 
-from bdh_torch.attention import attend, read, scores, without_padding, write
-from bdh_torch.layer import multiply, wide
+from bdh_torch.attention import are_transforms_active, attend, read, scores, without_padding, write
+from bdh_torch.decode import Memory, Rows, keeps_rows
+from bdh_torch.layer import multiply
 from bdh_transformers.rows_bdh import BDHRowsLayer, BDHStaticRowsLayer, stays
 from bdh_transformers.texts_bdh import Texts, last_position
 
 
 class BDHStateLayer(CacheLayerMixin):
-    """One layer's state (R13): a matrix per head of each text, (h*B, N, D), never narrower than float32."""
+    """One layer's state (R13): a matrix per head of each text, (h*B, N, D), never narrower than float32.
+
+    Short texts are remembered by their rows, until they are long enough or somebody looks at the state.
+    """
 
     def __init__(self, n_head: int, **_: Any) -> None:
         super().__init__()
         self.n_head = n_head
-        self.state: Tensor | None = None
+        self.memory: Memory | None = None
         self.length = 0
+
+    @property
+    def state(self) -> Tensor | None:
+        """The state, which is what is held from now on; None before the first token."""
+        return None if self.memory is None else self.memory.state()
+
+    @state.setter
+    def state(self, state: Tensor | None) -> None:
+        self.memory = None if state is None else Memory(state)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Refuse: rows cannot be had back from a state."""
@@ -33,7 +47,13 @@ class BDHStateLayer(CacheLayerMixin):
 
     def read_and_write(self, rotated: Tensor, v: Tensor, texts: Texts | None = None) -> Tensor:
         """Attention (h*B, T, D) of these tokens to one another and to all earlier ones; then the state remembers them too."""
-        state = None if self.is_blank() else self.state  # before the first token there is nothing to read
+        is_blank = self.is_blank()  # before the first token there is nothing to read
+        if texts is None and self.may_hold_rows(rotated):
+            memory = self.memory_for(v.shape[1], len(rotated) // self.n_head, rotated.shape[-1], v.shape[-1], rotated)
+            if isinstance(memory.held, Rows):
+                self.count(v.shape[1])
+                return memory.through(rotated, v)
+        state = None if is_blank else self.state
         attention = attend(rotated, v, state) if texts is None else attend_to_own(rotated, v, state, texts)
         self.remember(rotated, v, texts)
         return attention
@@ -53,7 +73,11 @@ class BDHStateLayer(CacheLayerMixin):
 
     def is_blank(self) -> bool:
         """Whether nothing was written yet."""
-        return self.state is None
+        return self.memory is None
+
+    def may_hold_rows(self, rotated: Tensor) -> bool:
+        """Whether rows like these may be remembered as they are: not where a compiler or gradients would have to follow."""
+        return keeps_rows() and not (self.is_compileable or is_tracing(rotated) or are_transforms_active())
 
     def count(self, T: int) -> None:
         """Take note that as many tokens were written."""
@@ -61,10 +85,14 @@ class BDHStateLayer(CacheLayerMixin):
 
     def room(self, texts: int, n_neurons: int, width: int, like: Tensor) -> Tensor:
         """The state, to be written in place; zeros before the first token."""
-        if self.state is None:
-            shape = (self.n_head * texts, n_neurons, width)
-            self.state, self.is_initialized = torch.zeros(shape, dtype=wide(like.dtype), device=like.device), True
-        return self.state
+        memory = self.memory or self._begin(texts, n_neurons, width, like, keeps_rows=False)
+        return memory.state()
+
+    def memory_for(self, T: int, texts: int, n_neurons: int, width: int, like: Tensor) -> Memory:
+        """What T tokens more are to be written to in place: rows while texts are short, and the state from then on."""
+        memory = self.memory or self._begin(texts, n_neurons, width, like, keeps_rows=True)
+        self.memory = memory.for_writing(T, donate=True)
+        return self.memory
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Start with a blank state."""
@@ -73,7 +101,7 @@ class BDHStateLayer(CacheLayerMixin):
     @property
     def batch_size(self) -> int:
         """How many texts it remembers; -1 before the first."""
-        return -1 if self.state is None else len(self.state) // self.n_head
+        return -1 if self.memory is None else self.memory.groups // self.n_head
 
     def get_seq_length(self) -> Any:
         """Tokens read so far."""
@@ -89,7 +117,7 @@ class BDHStateLayer(CacheLayerMixin):
 
     def reset(self) -> None:
         """Forget everything."""
-        self.state, self.length, self.is_initialized = None, 0, False
+        self.memory, self.length, self.is_initialized = None, 0, False
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Let text b go on from what text ``beam_idx[b]`` remembers."""
@@ -118,9 +146,14 @@ class BDHStateLayer(CacheLayerMixin):
     def prefetch(self) -> None:
         """Nothing was taken away."""
 
+    def _begin(self, texts: int, n_neurons: int, width: int, like: Tensor, *, keeps_rows: bool) -> Memory:
+        self.memory = Memory.blank(self.n_head * texts, texts, n_neurons, width, like, keeps_rows=keeps_rows)
+        self.is_initialized = True
+        return self.memory
+
     def _texts(self, change: Any) -> None:
-        if self.state is not None:
-            self.state = change(self.state.view(self.n_head, -1, *self.state.shape[1:])).flatten(0, 1)
+        if (state := self.state) is not None:
+            self.state = change(state.view(self.n_head, -1, *state.shape[1:])).flatten(0, 1)
 
 
 class BDHStaticStateLayer(BDHStateLayer):

@@ -25,7 +25,8 @@ from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from bdh_spec.model import IGNORE
-from bdh_torch.forms import Kernel, is_one_table, streams
+from bdh_torch.decode import gated as gated_token
+from bdh_torch.forms import Kernel, decodes, is_one_table, streams
 from bdh_torch.forms import chunk as streamed_chunk
 from bdh_torch.layer import Weights, layer, layer_norm, residual, wide
 from bdh_torch.rope import Rotations as Streamed
@@ -66,7 +67,7 @@ class BDHLayer(GradientCheckpointingLayer):
         encoder: Tensor,  # by itself, so that checkpoints of activations know it as an input with a gradient
         encoder_v: Tensor,
         decoder: Tensor,
-        rotations: Rotations | list[Span],
+        rotations: Rotations | list[Span] | Tensor,
         mask: Tensor | None = None,
         past_key_values: Cache | None = None,
         output_attentions: bool = False,
@@ -76,6 +77,8 @@ class BDHLayer(GradientCheckpointingLayer):
         T, weights = hidden_states.shape[1], Weights(encoder, encoder_v, decoder)
         if isinstance(rotations, list):
             return self._stream(hidden_states, weights, rotations, mask, past_key_values), None
+        if isinstance(rotations, Tensor):
+            return self._decode(hidden_states, weights, rotations, mask, cast("Cache", past_key_values)), None
         form = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, BDHParallelAttention)
         attention = form(self.config.num_attention_heads, self.layer_idx, T, past_key_values, output_attentions)
 
@@ -118,6 +121,20 @@ class BDHLayer(GradientCheckpointingLayer):
 
         decoded = torch.cat([read(span).flatten(0, 1) for span in spans]) if len(spans) > 1 else read(spans[0])
         return residual(x, decoded.view(B, T, D))
+
+    def decodes(self, x: Tensor, weights: Weights, kernel: Kernel | None, past_key_values: Cache | None) -> bool:
+        """Whether these are single tokens, read by what is made for them: in place, and not where a compiler is to follow."""
+        if past_key_values is None or not _is_state(past_key_values):
+            return False
+        return not (past_key_values.is_compileable or is_tracing(x)) and decodes(kernel, None, x, weights, self.drop)
+
+    def _decode(self, x: Tensor, weights: Weights, rotations: Tensor, mask: Tensor | None, past_key_values: Cache) -> Tensor:
+        (B, _, D), N, state = x.shape, weights.encoder.shape[2], past_key_values.layers[self.layer_idx]
+        x = x[:, 0]
+        v = x if mask is None else x * mask[:, -1:]  # what has no value is seen by nobody
+        memory = state.memory_for(1, B, N, D, x)
+        state.count(1)
+        return residual(x, gated_token(x, v, weights, rotations, memory.through))[:, None]
 
 
 def _rows(B: int, row: int | None) -> slice:
@@ -248,7 +265,13 @@ class BDHModel(BDHPreTrainedModel):
             streamed = self._streamed(x, weights, position_ids, kept, texts, past_key_values)
         if T > 1 and texts is None and streamed is None and position_ids.ndim > 1:
             position_ids = in_common(position_ids, kept, is_whole=past_key_values is None)
-        rotations = self._rotations(position_ids, x.dtype) if streamed is None else streamed
+        rotations: Rotations | list[Span] | Tensor
+        if streamed is not None:
+            rotations = streamed
+        elif self._decodes(x, weights, past_key_values):
+            rotations = torch.view_as_complex(self.rotary(position_ids, x.dtype)).flatten(0, -2)  # 1 N/2, or B N/2
+        else:
+            rotations = self._rotations(position_ids, x.dtype)
         for block in self.layers[: self.config.num_hidden_layers]:  # fewer while the model is its own assistant
             x, _ = block(
                 x,
@@ -309,6 +332,10 @@ class BDHModel(BDHPreTrainedModel):
             return Streamed(whole[position].local[:T], whole[position].shifts)
 
         return [Span(row, start, stop, rotations(position, stop - start)) for row, start, stop, position in found]
+
+    def _decodes(self, x: Tensor, weights: Weights, past_key_values: Cache | None) -> bool:
+        layers = cast("list[BDHLayer]", self.layers[: self.config.num_hidden_layers])
+        return all(each.decodes(x, weights, self.kernel, past_key_values) for each in layers)
 
     def _rotations(self, position_ids: Tensor, dtype: torch.dtype) -> Rotations:
         """Those of a short text are worked out once for all layers; those of a long one in each, and never kept."""
