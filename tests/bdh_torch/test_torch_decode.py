@@ -146,8 +146,8 @@ def test_a_state_is_written_by_pairs_up_to_a_share_of_them(choose: Chooser, batc
     rotated = torch.from_numpy(rng.normal(size=(G, 1, N)) * np.repeat(pairs, 2).reshape(G, 1, N))
     state, v = torch.from_numpy(rng.normal(size=(G, N, D))), torch.from_numpy(rng.normal(size=(batch, 1, D)))
     attention, after = read(state, rotated), write(state, rotated, v.repeat(2, 1, 1))
-    torch.testing.assert_close(decode.through(state, rotated, v, active), attention, rtol=0, atol=1e-13)
-    torch.testing.assert_close(state, after, rtol=0, atol=1e-13)
+    torch.testing.assert_close(decode.through(state, rotated, v, active), attention, rtol=0, atol=FLOAT64)
+    torch.testing.assert_close(state, after, rtol=0, atol=FLOAT64)
     assert choose.calls["_through_pairs"] == 1 - more
 
 
