@@ -334,10 +334,12 @@ def test_another_order_of_memory_changes_no_weight_and_training_goes_on(dtype: t
     assert all(weight.flags.c_contiguous for weight in TorchBackend().load(Case(CONFIG).params, CONFIG, device="cpu").params())
 
 
-def test_the_port_lays_its_weights_out() -> None:
+@pytest.mark.parametrize("least", [0, 2**60])
+def test_the_port_lays_out_weights_of_which_it_would_choose_columns(choose: Chooser, least: int) -> None:
+    choose({"COUNTED": least})
     port = TorchBackend().load(Case(CONFIG).params, CONFIG, device="cpu")
     assert isinstance(port, TorchModel)
-    assert decode.is_neurons_first(port.module.encoder_v)
+    assert decode.is_neurons_first(port.module.encoder_v) == (least == 0)
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from bdh_spec.params import Array, Params
 from bdh_spec.protocol import VERBS, Backend, Batch, Capabilities, Model
 from bdh_spec.rope import Phase
 from bdh_spec.spread import KINDS
-from bdh_torch.forms import Kernel
+from bdh_torch.forms import Kernel, is_counted
 from bdh_torch.layer import wide
 from bdh_torch.model import BDH, RecurrentState
 from bdh_torch.optimizer import Optimizer, add
@@ -73,7 +73,7 @@ class TorchModel(Model):
 
     def _module(self, params: Params, kernel: Kernel | None) -> BDH:
         module = filled(lambda: BDH(self.config, phase=self.phase, kernel=kernel), params, self.device, self.dtype)
-        return module.laid_out_for_decoding() if self.device == "cpu" else module
+        return module.laid_out_for_decoding() if self.device == "cpu" and is_counted(module.encoder_v) else module
 
     @full_precision()
     @torch.no_grad()

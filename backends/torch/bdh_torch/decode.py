@@ -61,9 +61,9 @@ def gated(x: Tensor, v: Tensor, weights: Weights, rotations: Tensor, remember: R
 def product(rows: Tensor, weight: Tensor) -> Tensor:
     """Rows (h, B, D) times a weight (h, D, N): (h, B, N)."""
     nh, D, N = weight.shape
-    if rows.shape[1] > 1 or weight.dtype != torch.bfloat16:
+    if rows.shape[1] > 1 or weight.dtype != torch.bfloat16 or not is_counted(weight):
         return torch.bmm(rows, weight)
-    # PyTorch takes longer to multiply a row by a matrix of bfloat16 than by one of float32, and half as long for these.
+    # PyTorch takes longer to multiply a row by a large matrix of bfloat16 than by one of float32, and half as long for these.
     if is_neurons_first(weight):
         return torch.stack([torch.mv(by_neuron, row) for by_neuron, row in zip(weight.mT, rows[:, 0], strict=True)])[:, None]
     return weighted_sums(weight.reshape(nh * D, N), torch.arange(nh * D), rows.reshape(-1), range(0, nh * D, D))[:, None]
