@@ -144,7 +144,7 @@ def test_adding_what_a_byte_wrote_and_taking_it_away_are_the_same_by_record_and_
 )
 def test_what_the_model_does_not_have_is_refused(wish: object, sentence: str) -> None:
     with pytest.raises(LookError, match=sentence):
-        wish(load("numpy"))  # type: ignore[operator]
+        wish(load("numpy"))  # type: ignore[operator]  # a wish is a lambda of a table
 
 
 def test_a_state_of_another_model_is_refused() -> None:

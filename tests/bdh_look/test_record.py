@@ -99,7 +99,7 @@ def test_text_bytes_and_rows_of_tokens_are_the_same_text() -> None:
 @pytest.mark.parametrize(("tokens", "sentence"), [(np.zeros((2, 3), int), "tokens of 2 texts"), ("", "the prompt is empty")])
 def test_what_is_no_one_text_is_refused(tokens: object, sentence: str) -> None:
     with pytest.raises(bdh_spec.BDHError, match=sentence):
-        record(load("numpy"), tokens)  # type: ignore[arg-type]
+        record(load("numpy"), tokens)  # type: ignore[arg-type]  # they are none
 
 
 @pytest.mark.parametrize("name", ["__init__", "record", "intervene", "page", "causes", "corpus", "neurons", "graph", "state"])

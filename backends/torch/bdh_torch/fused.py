@@ -45,7 +45,7 @@ import triton
 from torch import Tensor
 
 from bdh_torch import fused_kernels as kernels
-from bdh_torch.layer import Weights, layer_norm
+from bdh_torch.layer import Weights, layer_norm, refuse_second_derivatives, undo_norm
 from bdh_torch.rope import Rotations
 
 ROOM = 2**28  # bytes of the neurons of all heads that are worked on at once; some five times as many are held
@@ -152,10 +152,7 @@ class Gated(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_decoded: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # as under create_graph: PyTorch's own error for a derivative that is not there
-            raise NotImplementedError(
-                "the streamed kernel has first derivatives only: for those of a gradient build the model with kernel='plain'"
-            )
+        refuse_second_derivatives()
         x, encoder, encoder_v, decoder, kept, local, shifts, *found = ctx.saved_tensors
         given, rotations = Weights(encoder, encoder_v, decoder), Rotations(local, shifts)
         remembered = iter(found)
@@ -265,7 +262,7 @@ class _Piece:
         self._run("undo_gate", R, self.N, self.h, *operands, *self._drawn(R))
         add_product(d_weights.decoder, xy_sparse.mT, d_decoded.expand(self.h, -1, -1))
         add_product(d_weights.encoder_v, yKV.mT, d_opened)
-        return d_neurons, _undo_norm(attention, product(d_opened, self.weights.encoder_v.mT))
+        return d_neurons, undo_norm(attention, product(d_opened, self.weights.encoder_v.mT))
 
     def undo_attend(self, scores: Tensor, d_attention: Tensor) -> tuple[Tensor, Tensor]:
         """Undo R5: slopes in the values (h, G, C, D) in float32, and in the scores, a row counting as query and as key."""
@@ -404,11 +401,3 @@ def _contiguous(weights: Weights, dtype: torch.dtype) -> Weights:
     """Weights as kernels read them, in the type of x; the decoder by heads, (h, N, D)."""
     encoder, encoder_v, decoder = (weight.to(dtype).contiguous() for weight in weights)
     return Weights(encoder, encoder_v, torch.unflatten(decoder, 0, (len(encoder), -1)))
-
-
-def _undo_norm(values: Tensor, d_normed: Tensor) -> Tensor:
-    """Undo R2."""
-    with torch.enable_grad():
-        leaf = values.detach().requires_grad_()
-        (slope,) = torch.autograd.grad(layer_norm(leaf), leaf, d_normed)
-    return slope

@@ -85,3 +85,19 @@ def residual(x: Tensor, decoded: Tensor, note: Note = unnoted) -> Tensor:
     """The end of a layer, from what the decoder returned: the next x (R9, R10)."""
     y = note("y", layer_norm(decoded).to(x.dtype))
     return note("x", layer_norm(x + y))  # B T D
+
+
+def undo_norm(values: Tensor, d_normed: Tensor) -> Tensor:
+    """The slope in values, from that in what ``layer_norm`` makes of them: undo R2 in a backward that is written by hand."""
+    with torch.enable_grad():
+        leaf = values.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(layer_norm(leaf), leaf, d_normed)
+    return slope
+
+
+def refuse_second_derivatives() -> None:
+    """PyTorch's own error, as under create_graph, where a backward that is written by hand has no derivative of its own."""
+    if torch.is_grad_enabled():
+        raise NotImplementedError(
+            "the streamed kernel has first derivatives only: for those of a gradient build the model with kernel='plain'"
+        )

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from bdh_torch.forms import fuses
-from bdh_torch.layer import Weights, layer_norm, wide
+from bdh_torch.layer import Weights, layer_norm, refuse_second_derivatives, undo_norm, wide
 from bdh_torch.rope import Rotations
 
 BLOCK = 2**21  # bytes of a block of neurons: what a core keeps near it
@@ -111,8 +111,9 @@ def gated(
             return _fuse(x, weights, kept, rotations, chunk, (dropout, seed), memory, blank=blank)
         drop = _Dropout(dropout, seed) if dropout else None
         if memory is None and torch.is_grad_enabled():
-            # PyTorch has not typed apply.
-            decoded: Tensor = _Gated.apply(x, *weights, kept, rotations, chunk, drop)  # type: ignore[no-untyped-call]
+            decoded: Tensor = _Gated.apply(  # type: ignore[no-untyped-call]  # PyTorch has not typed it
+                x, *weights, kept, rotations, chunk, drop
+            )
             return decoded
         return _read(x, weights, kept, rotations, chunk, drop, memory, blank=blank)[0]
 
@@ -321,10 +322,7 @@ class _Gated(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_decoded: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # as under create_graph: PyTorch's own error for a derivative that is not there
-            raise NotImplementedError(
-                "the streamed kernel has first derivatives only: for those of a gradient build the model with kernel='plain'"
-            )
+        refuse_second_derivatives()
         x, encoder, encoder_v, decoder, kept, local, shifts, *found = ctx.saved_tensors
         weights, rotations = Weights(encoder, encoder_v, decoder), Rotations(local, shifts)
         (B, T, D), remembered = x.shape, iter(found)
@@ -375,7 +373,7 @@ class _Backward(_Head):
                 d_before = _threshold(d_xy.mul_(x_sparse), y_sparse, 0)  # before the relu
                 _add_product(self.d_encoder_v[:, block], yKV[part].T, d_before)
                 _add_product(d_yKV[part], d_before, self.encoder_v[:, block].T)
-        return _undo_norm(attention, d_yKV)
+        return undo_norm(attention, d_yKV)
 
     def undo_attention(self, d_attention: Tensor, scores: Tensor, back: Rotations) -> None:
         """Undo R5 to R3: add to the slopes in x and in values, (R, D)."""
@@ -434,11 +432,3 @@ class _Backward(_Head):
         for number, part in chunks[:-1]:
             states.append(torch.addmm(states[-1], rotated[number][0].to(values.dtype).T, values[part]))
         return states
-
-
-def _undo_norm(values: Tensor, d_normed: Tensor) -> Tensor:
-    """Undo R2."""
-    with torch.enable_grad():
-        leaf = values.detach().requires_grad_()
-        (slope,) = torch.autograd.grad(layer_norm(leaf), leaf, d_normed)
-    return slope
