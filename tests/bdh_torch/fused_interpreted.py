@@ -36,12 +36,19 @@ SHAPES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sizes at which the smallest models are cut everywhere: two texts of a chunk at once."""
-    smallest = dict.fromkeys(fused.NARROW, fused.Tiles(TILE, TILE, TILE, 4, 2))
-    monkeypatch.setattr(fused, "NARROW", smallest)
-    monkeypatch.setattr(fused, "WIDE", smallest)
+@pytest.fixture(autouse=True, params=["in steps", "held"])
+def small_tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes at which the smallest models are cut everywhere: two texts of a chunk at once.
+
+    A left operand is read in steps and all scores by the kernel, or it is held for several tiles and scores are PyTorch's.
+    """
+    holds = request.param == "held"
+    smallest = dict.fromkeys(fused.NARROW, fused.Tiles(TILE, TILE, 64 if holds else TILE, 4, 2))
+    for name in ("NARROW", "STEPPED", "WIDE"):
+        monkeypatch.setattr(fused, name, smallest)
+    monkeypatch.setattr(fused, "PROGRAMS", 2 if holds else 512)
+    monkeypatch.setattr(fused, "MANY", 1 if holds else 512)
+    monkeypatch.setattr(fused, "STRIP", 7)
     monkeypatch.setattr(fused, "ROOM", 2 * 12 * 2 * 18 * 4)
     for name, size in {"CHUNK": 12, "WHOLE_STREAMED": 17, "WHOLE_STREAMED_NARROW": 17}.items():
         monkeypatch.setattr(forms, name, size)
@@ -83,7 +90,7 @@ def mask_of(dropout: fused.Dropout, B: int, T: int, N: int, tile: int = TILE) ->
     """The mask (2, B*T, N) of two heads: what the gate makes of ones."""
     ones, mask = torch.ones(2, B * T, N), torch.ones(2, B * T, N)
     programs = 2 * math.ceil(B * T / tile) * math.ceil(N / tile)
-    tiles = fused.Tiles(tile, tile, TILE, 4, 2).options()
+    tiles = fused.Tiles(tile, tile, TILE, 4, 2).options(1)
     fused.kernels.gate[(programs,)](
         ones[..., :1].contiguous(),
         ones[:, :1].contiguous(),
@@ -97,6 +104,7 @@ def mask_of(dropout: fused.Dropout, B: int, T: int, N: int, tile: int = TILE) ->
         dropout.seed,
         dropout.p,
         dropout.scale,
+        tile,
         True,
         **tiles,
     )

@@ -49,10 +49,16 @@ from bdh_torch.layer import Weights, layer_norm, refuse_second_derivatives, undo
 from bdh_torch.rope import Rotations
 
 ROOM = 2**28  # bytes of the neurons of all heads that are worked on at once; some five times as many are held
+PROGRAMS = 512  # of a launch, where there is as much to do: some four for each multiprocessor, that all end at the same time
+# Scores of at least so many texts of all heads are PyTorch's products, of so many rows at once up to their own diagonal.
+MANY, STRIP = 32, 256
 
 
 class Tiles(NamedTuple):
-    """What a program computes, in which steps, and by how many warps; how many steps are loaded ahead."""
+    """What a program computes, in which steps, and by how many warps; how many steps are loaded ahead.
+
+    Where the axis that is summed over is no longer than ``depth``, there is one step, and the left operand is read once.
+    """
 
     rows: int
     columns: int
@@ -60,21 +66,40 @@ class Tiles(NamedTuple):
     warps: int
     stages: int
 
-    def options(self) -> dict[str, int]:
-        """What a kernel takes."""
-        names = ("ROWS", "COLUMNS", "DEPTH", "num_warps", "num_stages")
-        return dict(zip(names, self, strict=True))
+    def options(self, K: int) -> dict[str, Any]:
+        """What a kernel takes that sums over an axis of K."""
+        holds = self.depth >= K
+        depth = max(triton.next_power_of_2(K), LEAST) if holds else self.depth
+        tile = {"HELD": holds, "ROWS": self.rows, "COLUMNS": self.columns, "DEPTH": depth}
+        return {**tile, "num_warps": self.warps, "num_stages": self.stages}
 
 
-# Chosen by what the compiler reports of registers and shared memory for compute capability 9.0, and not measured.
+LEAST = 16  # the smallest side of a product
+# Chosen by what the compiler reports of registers and shared memory for compute capability 9.0.
 NARROW = {
+    "excite": Tiles(128, 32, 256, 8, 2),
+    "compare": Tiles(128, 128, 64, 8, 3),
+    "gate": Tiles(128, 32, 256, 8, 2),
+    "undo_gate": Tiles(128, 32, 256, 8, 2),
+    "undo_turn": Tiles(128, 32, 512, 8, 2),
+}
+# The same where a left operand is too long to be held: D above 256, pieces of more than 512 tokens.
+STEPPED = {
     "excite": Tiles(128, 64, 64, 8, 3),
     "compare": Tiles(128, 128, 64, 8, 3),
     "gate": Tiles(128, 128, 64, 8, 3),
     "undo_gate": Tiles(128, 64, 64, 8, 3),
     "undo_turn": Tiles(128, 64, 64, 8, 3),
 }
-WIDE = dict.fromkeys(NARROW, Tiles(64, 64, 32, 4, 2))
+WIDE = dict.fromkeys(NARROW, Tiles(64, 64, 32, 4, 2))  # of float32
+SPANNING = ("excite", "gate", "undo_gate", "undo_turn")  # kernels whose programs work on several tiles of a row
+
+
+def tiles_of(name: str, dtype: torch.dtype, K: int) -> Tiles:
+    """Those of a kernel that sums over an axis of K."""
+    if dtype.itemsize == 4:
+        return WIDE[name]
+    return NARROW[name] if NARROW[name].depth >= K else STEPPED[name]
 
 
 @dataclass(frozen=True)
@@ -199,7 +224,6 @@ class _Piece:
         self.h, self.N, self.T = len(weights.encoder), weights.encoder.shape[2], x.shape[1]
         self.G, self.C, self.D = self.x.shape
         self.phases = torch.view_as_real(rotations.local), torch.view_as_real(rotations.shifts[number])
-        self.tiles = NARROW if x.dtype.itemsize < 4 else WIDE
 
     @property
     def rows(self) -> Tensor:
@@ -210,29 +234,22 @@ class _Piece:
         """Neurons, and the same turned, (h, R, N) each (R3, R4)."""
         R = self.G * self.C
         neurons, rotated = self.x.new_empty(2, self.h, R, self.N)
-        self._run(
-            "excite",
-            R,
-            self.N,
-            self.h,
-            self.rows,
-            self.weights.encoder,
-            *self.phases,
-            neurons,
-            rotated,
-            R,
-            self.C,
-            self.D,
-            self.N,
-        )
+        operands = self.rows, self.weights.encoder, *self.phases, neurons, rotated, self.h, R, self.C, self.D, self.N
+        self._run("excite", self.D, R, self.N, 1, *operands)
         return neurons, rotated
 
     def compare(self, rotated: Tensor) -> Tensor:
         """Scores (h*G, C, C), zero on the diagonal and above it (R5)."""
-        many = self.h * self.G
-        scores = self.x.new_empty(many, self.C, self.C)
-        self._run("compare", self.C, self.C, many, rotated, scores, self.C, self.N)
-        return scores
+        many, C = self.h * self.G, self.C
+        scores = self.x.new_empty(many, C, C)
+        if many < MANY:
+            self._run("compare", self.N, C, C, many, rotated, scores, C, self.N)
+            return scores
+        texts = rotated.view(many, C, self.N)
+        for first in range(0, C, STRIP):
+            rows, seen = slice(first, first + STRIP), slice(min(first + STRIP, C))
+            torch.bmm(texts[:, rows], texts[:, seen].mT, out=scores[:, rows, seen])
+        return scores.tril_(-1)
 
     def attend(self, scores: Tensor) -> Tensor:
         """What the tokens at hand show one another, (h, R, D) in float32 (R5)."""
@@ -240,18 +257,18 @@ class _Piece:
 
     def see(self, state: Tensor, rotated: Tensor, attention: Tensor) -> None:
         """Add to the attention what the state (h, G, N, D) holds for these tokens (R13)."""
-        for total, queries, memory in zip(self._by_text(attention), self._by_text(rotated), state, strict=True):
+        for memory, total, queries in _heads(state, self._by_text(attention), self._by_text(rotated)):
             add_product(total, queries, memory.to(queries.dtype))
 
     def remember(self, state: Tensor, rotated: Tensor) -> None:
         """Add these tokens to the state (R13)."""
-        for memory, keys in zip(state, self._by_text(rotated), strict=True):
-            add_product(memory, keys.mT, self.v)
+        for memory, keys, v in _heads(state, self._by_text(rotated), self.v.expand(self.h, *self.v.shape)):
+            add_product(memory, keys.mT, v)
 
     def gate(self, neurons: Tensor, attention: Tensor) -> Tensor:
         """What is left of the neurons when the attention has opened some of them, in their place (R6 to R8)."""
         R = self.G * self.C
-        self._run("gate", R, self.N, self.h, self._normed(attention), self.weights.encoder_v, neurons, *self._drawn(R))
+        self._run("gate", self.D, R, self.N, self.h, self._normed(attention), self.weights.encoder_v, neurons, **self._drawn(R))
         return neurons
 
     def undo_gate(self, d_decoded: Tensor, neurons: Tensor, attention: Tensor, d_weights: Weights) -> tuple[Tensor, Tensor]:
@@ -259,7 +276,7 @@ class _Piece:
         R, yKV = self.G * self.C, self._normed(attention)
         xy_sparse, d_opened, d_neurons = neurons.new_empty(3, *neurons.shape)
         operands = yKV, self.weights.encoder_v, d_decoded, self.weights.decoder, neurons, xy_sparse, d_opened, d_neurons
-        self._run("undo_gate", R, self.N, self.h, *operands, *self._drawn(R))
+        self._run("undo_gate", self.D, R, self.N, self.h, *operands, **self._drawn(R))
         add_product(d_weights.decoder, xy_sparse.mT, d_decoded.expand(self.h, -1, -1))
         add_product(d_weights.encoder_v, yKV.mT, d_opened)
         return d_neurons, undo_norm(attention, product(d_opened, self.weights.encoder_v.mT))
@@ -275,8 +292,8 @@ class _Piece:
     ) -> None:
         """Undo R5 to R3, in the place of ``d_neurons``."""
         extra = rotated if d_rotated is None else d_rotated
-        operands = sides, rotated, extra, *self.phases, neurons, d_neurons, self.C, self.N, d_rotated is not None
-        self._run("undo_turn", self.C, self.N, self.h * self.G, *operands)
+        operands = sides, rotated, extra, *self.phases, neurons, d_neurons, self.C, self.N
+        self._run("undo_turn", self.C, self.C, self.N, self.h * self.G, *operands, ADDS=d_rotated is not None)
         add_product(slopes.weights.encoder, self.rows.mT.expand(self.h, -1, -1), d_neurons)
         d_x = product(d_neurons, self.weights.encoder.mT).sum(0)
         slopes.x[self.texts, self.tokens] += self.by_text(d_x)
@@ -297,18 +314,30 @@ class _Piece:
         """yKV (R6)."""
         return layer_norm(attention).to(self.x.dtype)
 
-    def _drawn(self, R: int) -> tuple[Any, ...]:
+    def _drawn(self, R: int) -> dict[str, Any]:
         """What kernels that drop want to know."""
         first = self.texts.start * self.T + self.tokens.start
         p, seed, scale = self.dropout.p, self.dropout.seed, self.dropout.scale
-        return R, self.C, self.D, self.N, self.T, first, seed, float(p), scale, p > 0
+        sizes = {"R": R, "C": self.C, "D": self.D, "N": self.N, "T": self.T, "first": first}
+        return {**sizes, "seed": seed, "p": float(p), "scale": scale, "DROPS": p > 0}
 
-    def _run(self, name: str, R: int, N: int, batch: int, *operands: Any) -> None:
-        """Run a kernel that writes ``batch`` matrices of R rows and N columns."""
-        tiles = self.tiles[name]
-        programs = batch * triton.cdiv(R, tiles.rows) * triton.cdiv(N, tiles.columns)
+    def _run(self, name: str, K: int, R: int, N: int, batch: int, /, *operands: Any, **options: Any) -> None:
+        """Run a kernel that writes ``batch`` matrices of R rows and N columns, and sums over an axis of K."""
+        tiles = tiles_of(name, self.x.dtype, K)
+        down, across = batch * triton.cdiv(R, tiles.rows), triton.cdiv(N, tiles.columns)
+        if name in SPANNING:
+            many = max(down * across // PROGRAMS, 1)
+            options["span"], across = many * tiles.columns, triton.cdiv(across, many)
         with torch.cuda.device_of(self.x):  # type: ignore[no-untyped-call]  # Triton launches on the current device
-            getattr(kernels, name)[(programs,)](*operands, **tiles.options())
+            getattr(kernels, name)[(down * across,)](*operands, **options, **tiles.options(K))
+
+
+def _heads(state: Tensor, *values: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """A state (h, G, N, D) and values (h, G, C, K) as batches (b, N, D) and (b, C, K): all heads, if the state is in one piece."""
+    if state.is_contiguous():
+        yield tuple(each.flatten(0, 1) for each in (state, *values))
+    else:  # what is flattened would be a copy, and nothing is written to it
+        yield from zip(state, *values, strict=True)
 
 
 def _pieces(

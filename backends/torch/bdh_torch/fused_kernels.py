@@ -4,8 +4,11 @@ Tensors are contiguous. Axes: h heads; R rows, which are C tokens of each of sev
 per head; D embedding width. A product's operands are read as they are (float32 is never rounded to TF32); its sums, and all
 that is done to them, are float32.
 
-A program computes a tile of ROWS x COLUMNS, in steps of DEPTH along the axis that is summed over. The three are powers of two
-and at least 16. Offsets within a tile are 32-bit, those of tiles 64-bit: a long text has more than 2^31 neurons.
+A program computes tiles of ROWS x COLUMNS one after the other, the same rows of several columns or heads. Where the axis that
+is summed over is no longer than DEPTH, the left operand of all of them is read once and HELD, and a tile is one product; else it
+is a sum in steps of DEPTH. What tiles read of the right operand, programs that run at the same time read too: so it comes from
+the cache, whose bandwidth is what these kernels run out of first. The three sizes are powers of two and at least 16. Offsets
+within a tile are 32-bit, those of tiles 64-bit: a long text has more than 2^31 neurons.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ INTERPRETED = tl.constexpr(
 )  # on a CPU, in Python, where a product of bfloat16 is one of its bits
 
 
-@triton.jit(do_not_specialize=["R", "C"])
+@triton.jit(do_not_specialize=["h", "R", "C"])
 def excite(
     x,  # R D
     encoder,  # h D N
@@ -26,23 +29,34 @@ def excite(
     shift,  # N, the same, by which all are turned on
     neurons,  # h R N, written
     rotated,  # h R N, written
+    h,
     R,
     C,
     D,
     N,
+    span,  # columns that a program works on
+    HELD: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    """R3 and R4: relu(x @ encoder), and the same turned."""
-    head, row, column = _place(R, N, ROWS, COLUMNS)
-    found = _product(x + row * D, encoder + head * D * N + column, R - row, N - column, D, D, N, 1, ROWS, COLUMNS, DEPTH)
-    found = tl.maximum(found, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    even, odd = _pairs(found)
-    cos, sin = _phases(local, shift, row, column, R, C, N, ROWS, COLUMNS)
-    turned = _unpaired(even * cos - odd * sin, even * sin + odd * cos)
-    _store(neurons + (head * R + row) * N + column, found, R - row, N - column, N)
-    _store(rotated + (head * R + row) * N + column, turned, R - row, N - column, N)
+    """R3 and R4: relu(x @ encoder), and the same turned. A program works on all heads, which share x and phases."""
+    _, row, start = _place(R, N, ROWS, span)  # of one matrix
+    left = x + row * D
+    held = _held(left, R - row, D, HELD, ROWS, DEPTH)
+    for step in range(0, tl.minimum(span, N - start), COLUMNS):
+        column = start + step
+        cos, sin = _phases(local, shift, row, column, R, C, N, ROWS, COLUMNS)
+        weight, target = encoder + column, row * N + column
+        for _head in range(h):
+            found = _product(left, held, weight, R - row, N - column, D, D, N, 1, HELD, ROWS, COLUMNS, DEPTH)
+            found = tl.maximum(found, 0.0, propagate_nan=tl.PropagateNan.ALL)
+            even, odd = _pairs(found)
+            turned = _unpaired(even * cos - odd * sin, even * sin + odd * cos)
+            _store(neurons + target, found, R - row, N - column, N)
+            _store(rotated + target, turned, R - row, N - column, N)
+            weight += D * N
+            target += R.to(tl.int64) * N
 
 
 @triton.jit
@@ -51,6 +65,7 @@ def compare(
     scores,  # b C C, written
     C,
     N,
+    HELD: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -60,7 +75,9 @@ def compare(
     target, texts = scores + (b * C + row) * C + column, rotated + b * C * N
     found = tl.zeros((ROWS, COLUMNS), tl.float32)
     if column < row + ROWS:
-        found = _product(texts + row * N, texts + column * N, C - row, C - column, N, N, 1, N, ROWS, COLUMNS, DEPTH)
+        left, right, rows, columns = texts + row * N, texts + column * N, C - row, C - column
+        held = _held(left, rows, N, HELD, ROWS, DEPTH)
+        found = _product(left, held, right, rows, columns, N, N, 1, N, HELD, ROWS, COLUMNS, DEPTH)
         query, key = row + tl.arange(0, ROWS), column + tl.arange(0, COLUMNS)
         found = tl.where(query[:, None] > key[None, :], found, 0.0)
     _store(target, found, C - row, C - column, C)
@@ -80,21 +97,25 @@ def gate(
     seed,
     p,
     scale,
+    span,  # columns that a program works on
     DROPS: tl.constexpr,
+    HELD: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
     """R7 and R8: neurons * relu(yKV @ encoder_v), some of them dropped, in the place of the neurons."""
-    head, row, column = _place(R, N, ROWS, COLUMNS)
-    left, weight = yKV + (head * R + row) * D, encoder_v + head * D * N + column
-    opened = _product(left, weight, R - row, N - column, D, D, N, 1, ROWS, COLUMNS, DEPTH)
-    opened = tl.maximum(opened, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    place = neurons + (head * R + row) * N + column
-    found = _load(place, R - row, N - column, N, ROWS, COLUMNS) * opened
-    if DROPS:
-        found *= _mask(seed, p, scale, head, row, column, C, T, first, ROWS, COLUMNS)
-    _store(place, found, R - row, N - column, N)
+    head, row, start = _place(R, N, ROWS, span)
+    left, weight, neurons = yKV + (head * R + row) * D, encoder_v + head * D * N, neurons + (head * R + row) * N
+    held = _held(left, R - row, D, HELD, ROWS, DEPTH)
+    for step in range(0, tl.minimum(span, N - start), COLUMNS):
+        column = start + step
+        found = _load(neurons + column, R - row, N - column, N, ROWS, COLUMNS)
+        opened = _product(left, held, weight + column, R - row, N - column, D, D, N, 1, HELD, ROWS, COLUMNS, DEPTH)
+        found *= tl.maximum(opened, 0.0, propagate_nan=tl.PropagateNan.ALL)
+        if DROPS:
+            found *= _mask(seed, p, scale, head, row, column, C, T, first, ROWS, COLUMNS)
+        _store(neurons + column, found, R - row, N - column, N)
 
 
 @triton.jit(do_not_specialize=["R", "C", "T", "first", "seed"])
@@ -116,27 +137,32 @@ def undo_gate(
     seed,
     p,
     scale,
+    span,  # columns that a program works on
     DROPS: tl.constexpr,
+    HELD: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
     """Undo R9, R8 and R7, computing R7 once more."""
-    head, row, column = _place(R, N, ROWS, COLUMNS)
-    left, weight = yKV + (head * R + row) * D, encoder_v + head * D * N + column
-    opened = _product(left, weight, R - row, N - column, D, D, N, 1, ROWS, COLUMNS, DEPTH)
-    opened = tl.maximum(opened, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    weight = decoder + (head * N + column) * D
-    d = _product(d_decoded + row * D, weight, R - row, N - column, D, D, 1, D, ROWS, COLUMNS, DEPTH)
-    offset = (head * R + row) * N + column
-    found = _load(neurons + offset, R - row, N - column, N, ROWS, COLUMNS)
-    xy = found * opened
-    if DROPS:
-        mask = _mask(seed, p, scale, head, row, column, C, T, first, ROWS, COLUMNS)
-        xy, d = xy * mask, d * mask
-    _store(xy_sparse + offset, xy, R - row, N - column, N)
-    _store(d_opened + offset, tl.where(opened <= 0.0, 0.0, d * found), R - row, N - column, N)
-    _store(d_neurons + offset, d * opened, R - row, N - column, N)
+    head, row, start = _place(R, N, ROWS, span)
+    left, d_left, tile = yKV + (head * R + row) * D, d_decoded + row * D, (head * R + row) * N
+    held, d_held = _held(left, R - row, D, HELD, ROWS, DEPTH), _held(d_left, R - row, D, HELD, ROWS, DEPTH)
+    encoder_v, decoder = encoder_v + head * D * N, decoder + head * N * D
+    for step in range(0, tl.minimum(span, N - start), COLUMNS):
+        column = start + step
+        rows, columns, offset = R - row, N - column, tile + column
+        found = _load(neurons + offset, rows, columns, N, ROWS, COLUMNS)
+        opened = _product(left, held, encoder_v + column, rows, columns, D, D, N, 1, HELD, ROWS, COLUMNS, DEPTH)
+        d = _product(d_left, d_held, decoder + column * D, rows, columns, D, D, 1, D, HELD, ROWS, COLUMNS, DEPTH)
+        opened = tl.maximum(opened, 0.0, propagate_nan=tl.PropagateNan.ALL)
+        xy = found * opened
+        if DROPS:
+            mask = _mask(seed, p, scale, head, row, column, C, T, first, ROWS, COLUMNS)
+            xy, d = xy * mask, d * mask
+        _store(xy_sparse + offset, xy, rows, columns, N)
+        _store(d_opened + offset, tl.where(opened <= 0.0, 0.0, d * found), rows, columns, N)
+        _store(d_neurons + offset, d * opened, rows, columns, N)
 
 
 @triton.jit
@@ -150,55 +176,84 @@ def undo_turn(
     d_neurons,  # b C N, overwritten: slopes by way of the gate, then those in x @ encoder
     C,
     N,
+    span,  # columns that a program works on
     ADDS: tl.constexpr,
+    HELD: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
     """Undo R5 to R3."""
-    b, row, column = _place(C, N, ROWS, COLUMNS)
-    left, right = sides + (b * C + row) * C, rotated + b * C * N + column
-    d = _product(left, right, C - row, N - column, C, C, N, 1, ROWS, COLUMNS, DEPTH)
-    offset = (b * C + row) * N + column
-    if ADDS:
-        d += _load(d_rotated + offset, C - row, N - column, N, ROWS, COLUMNS)
-    even, odd = _pairs(d)
-    cos, sin = _phases(local, shift, row, column, C, C, N, ROWS, COLUMNS)
-    d = _unpaired(even * cos + odd * sin, odd * cos - even * sin)
-    d += _load(d_neurons + offset, C - row, N - column, N, ROWS, COLUMNS)
-    found = _load(neurons + offset, C - row, N - column, N, ROWS, COLUMNS)
-    _store(d_neurons + offset, tl.where(found <= 0.0, 0.0, d), C - row, N - column, N)
+    b, row, start = _place(C, N, ROWS, span)
+    left, right, tile = sides + (b * C + row) * C, rotated + b * C * N, (b * C + row) * N
+    held = _held(left, C - row, C, HELD, ROWS, DEPTH)
+    for step in range(0, tl.minimum(span, N - start), COLUMNS):
+        column = start + step
+        rows, columns, offset = C - row, N - column, tile + column
+        waiting = _load(d_neurons + offset, rows, columns, N, ROWS, COLUMNS)
+        found = _load(neurons + offset, rows, columns, N, ROWS, COLUMNS)
+        d = _product(left, held, right + column, rows, columns, C, C, N, 1, HELD, ROWS, COLUMNS, DEPTH)
+        if ADDS:
+            d += _load(d_rotated + offset, rows, columns, N, ROWS, COLUMNS)
+        even, odd = _pairs(d)
+        cos, sin = _phases(local, shift, row, column, C, C, N, ROWS, COLUMNS)
+        d = _unpaired(even * cos + odd * sin, odd * cos - even * sin) + waiting
+        _store(d_neurons + offset, tl.where(found <= 0.0, 0.0, d), rows, columns, N)
 
 
 @triton.jit
-def _place(R, N, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Which matrix of a batch (b, R, N) this program writes to, and the first row and column of its tile, all 64-bit."""
+def _place(R, N, ROWS: tl.constexpr, width):
+    """Which matrix of a batch (b, R, N) this program writes to, and its first row and column, all 64-bit.
+
+    Programs that follow one another work on the same columns, whose weights are then read from memory once.
+    """
     program = tl.program_id(0)
-    across = tl.cdiv(N, COLUMNS)
-    tiles = tl.cdiv(R, ROWS) * across
+    down = tl.cdiv(R, ROWS)
+    tiles = down * tl.cdiv(N, width)
     tile = program % tiles
-    batch, row, column = program // tiles, tile // across * ROWS, tile % across * COLUMNS
-    return batch.to(tl.int64), row.to(tl.int64), column.to(tl.int64)
+    return (program // tiles).to(tl.int64), (tile % down * ROWS).to(tl.int64), (tile // down * width).to(tl.int64)
 
 
 @triton.jit
-def _product(a, b, R, N, K, a_row, b_row, b_column, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr):
+def _held(a, R, K, HELD: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr):
+    """The left operand of products, (ROWS, DEPTH), zero beyond R rows and K columns; or nothing where it is read in steps."""
+    rows, depth = tl.arange(0, ROWS)[:, None], tl.arange(0, DEPTH)[None, :]
+    if HELD:
+        return tl.load(a + rows * K + depth, mask=(rows < R.to(tl.int32)) & (depth < K), other=0.0)
+    else:
+        return 0
+
+
+@triton.jit
+def _product(
+    a, held, b, R, N, K, a_row, b_row, b_column,
+    HELD: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
     """A tile of a (R, K) @ b (K, N), of which a row of a, a row and a column of b are so far from the next."""
     R, N = R.to(tl.int32), N.to(tl.int32)
     rows, columns, depth = tl.arange(0, ROWS), tl.arange(0, COLUMNS), tl.arange(0, DEPTH)
     left = a + rows[:, None] * a_row + depth[None, :]
     right = b + depth[:, None] * b_row + columns[None, :] * b_column
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for k in range(0, K, DEPTH):
-        inside = depth < K - k
-        some = tl.load(left, mask=(rows[:, None] < R) & inside[None, :], other=0.0)
-        others = tl.load(right, mask=inside[:, None] & (columns[None, :] < N), other=0.0)
-        if INTERPRETED:
-            some, others = some.to(tl.float32), others.to(tl.float32)
-        total = tl.dot(some, others, total, input_precision="ieee")
-        left += DEPTH
-        right += DEPTH * b_row
+    if HELD:
+        others = tl.load(right, mask=(depth[:, None] < K) & (columns[None, :] < N), other=0.0)
+        total = _dot(held, others, total)
+    else:
+        for k in range(0, K, DEPTH):
+            inside = depth < K - k
+            some = tl.load(left, mask=(rows[:, None] < R) & inside[None, :], other=0.0)
+            others = tl.load(right, mask=inside[:, None] & (columns[None, :] < N), other=0.0)
+            total = _dot(some, others, total)
+            left += DEPTH
+            right += DEPTH * b_row
     return total
+
+
+@triton.jit
+def _dot(a, b, total):
+    if INTERPRETED:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, total, input_precision="ieee")
 
 
 @triton.jit
