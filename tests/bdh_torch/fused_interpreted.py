@@ -19,9 +19,9 @@ from bdh_conformance.yardstick.tolerances import FACTOR, FLOOR, Expectation, err
 from bdh_spec import BDHConfig
 from bdh_spec import model as spec
 from bdh_spec.gradients import gradients
-from bdh_torch import BDH, forms, fused, layer, streamed
+from bdh_torch import BDH, forms, fused, fused_decode, layer, streamed
 from bdh_torch.attention import without_padding
-from bdh_torch.backend import StreamedTorchBackend
+from bdh_torch.backend import StreamedTorchBackend, TorchBackend
 from bdh_torch.rope import Rotary, relative
 
 TILE = 16
@@ -84,6 +84,27 @@ def test_r13_a_text_is_read_on_from_a_state(dtype: str) -> None:
 
     actual = {"logits": np.concatenate(logits, axis=1)}
     assert_agrees("torch", actual, expect(by_specification, case.params, dtype), str(case))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", SHAPES.values(), ids=SHAPES)
+def test_r13_a_text_is_read_token_by_token(case: Case, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused_decode, "TILE", 2 * TILE**2)  # of a head more than one block and one piece
+    model = TorchBackend().load(case.params, case.config, device="cpu", dtype=dtype)
+    logits, state = model.advance(model.init_state(case.batch), case.tokens[:, :2])
+    rows = [logits]
+    for token in np.split(case.tokens[:, 2:], case.time - 2, axis=1):
+        given = state
+        logits, state = model.advance(given, token, donate=bool(len(rows) % 3))
+        if len(rows) % 3 == 0:  # what was not given away is as it was, and says the same again
+            assert np.array_equal(model.advance(given, token)[0], logits)
+        rows.append(logits)
+    assert isinstance(state.native.layers, fused_decode.Steps)
+
+    def by_specification(params: Any) -> dict[str, Any]:
+        return {"logits": spec.forward(case.tokens, params, case.config)}
+
+    assert_agrees("torch", {"logits": np.concatenate(rows, axis=1)}, expect(by_specification, case.params, dtype), str(case))
 
 
 def mask_of(dropout: fused.Dropout, B: int, T: int, N: int, tile: int = TILE) -> Tensor:

@@ -38,6 +38,7 @@ STREAMED, STREAMED_WITH_GRADIENTS = 2**22, 2**26
 # faster (2,048 tokens in 45 ms against 81), and what is done between them takes too little time to be worth fusing.
 STREAMED_ON_GPU, CHUNK_ON_GPU, WHOLE_ON_GPU = 2**24, 2048, 4096
 FUSED: frozenset[torch.dtype] = frozenset({torch.bfloat16, torch.float16})
+WIDEST = 1024  # the largest D of which a program holds whole rows while a token is read
 # Decoding, all measured on one thread of a CPU, by its seconds, of models that have D 64 to 256. Bytes of a weight from which
 # on it pays to count which neurons are active: at 2 MB it costs as much as it saves, at 8 MB it saves two fifths of a token
 # at a density of 10%.
@@ -116,10 +117,20 @@ def interprets() -> bool:
 
 def decodes(kernel: Kernel | None, attention: Attention | None, idx: Tensor, weights: Weights, drop: nn.Module) -> bool:
     """Whether tokens (B, T) are one of each text, and read by what is made for that: in place, without gradients, on a CPU."""
+    return _is_step(kernel, attention, idx, weights, drop) and weights.encoder.device.type == "cpu"
+
+
+def steps(kernel: Kernel | None, attention: Attention | None, idx: Tensor, weights: Weights, drop: nn.Module) -> bool:
+    """The same on a GPU, by the kernels of ``fused_decode``, which read weights as they lie in the order of their axes."""
+    if weights.encoder.shape[1] > WIDEST or not all(weight.is_contiguous() for weight in weights):
+        return False
+    return fuses(weights.encoder) and _is_step(kernel, attention, idx, weights, drop)
+
+
+def _is_step(kernel: Kernel | None, attention: Attention | None, idx: Tensor, weights: Weights, drop: nn.Module) -> bool:
     if idx.shape[1] > 1 or kernel is not None or attention == "recurrent" or torch.is_grad_enabled():
         return False
-    device = weights.encoder.device.type
-    return device == "cpu" and not torch.is_autocast_enabled(device) and not drop.training and can_stream(weights, drop)
+    return not torch.is_autocast_enabled(weights.encoder.device.type) and not drop.training and can_stream(weights, drop)
 
 
 def is_counted(weight: Tensor) -> bool:

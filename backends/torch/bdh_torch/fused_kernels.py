@@ -315,3 +315,97 @@ def _mask(seed, p, scale, head, row, column, C, T, first, ROWS: tl.constexpr, CO
 @triton.jit
 def _kept(number, p, scale):
     return tl.where(tl.uint_to_uniform_float(number) >= p, scale, 0.0)
+
+
+@triton.jit(do_not_specialize=["B"])
+def through(
+    state,  # h*B N D, float32, updated
+    rotated,  # h*B N
+    v,  # B D
+    parts,  # h*B blocks D, float32, written: attention by way of a block of ROWS neurons
+    B,
+    D,
+    N,
+    ROWS: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    """R13 for a token of each text: what the state holds for it, then the state with it. Rows of silent neurons are left alone."""
+    blocks = tl.cdiv(N, ROWS)
+    group, block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
+    rows, columns = block * ROWS + tl.arange(0, ROWS), tl.arange(0, DEPTH)
+    q = tl.load(rotated + group * N + rows, mask=rows < N, other=0.0).to(tl.float32)
+    seen = tl.load(v + group % B * D + columns, mask=columns < D, other=0.0).to(tl.float32)
+    place = state + (group * N + rows[:, None]) * D + columns[None, :]
+    active = (q != 0.0)[:, None] & (columns < D)[None, :]
+    held = tl.load(place, mask=active, other=0.0)
+    tl.store(place, held + q[:, None] * seen[None, :], mask=active)
+    tl.store(parts + (group * blocks + block) * D + columns, tl.sum(held * q[:, None], 0), mask=columns < D)
+
+
+@triton.jit(do_not_specialize=["B"])
+def write(
+    yKV,  # h B D
+    encoder_v,  # h D N
+    neurons,  # h B N
+    decoder,  # h N D
+    parts,  # B h*pieces D, float32, written: what the decoder makes of a piece of a head's neurons
+    h,
+    B,
+    D,
+    N,
+    span,  # neurons of a piece
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    """R7 and R9 for a token of each text."""
+    head, row, start = _place(B, N, ROWS, span)
+    left, weight = yKV + (head * B + row) * D, encoder_v + head * D * N
+    held = _held(left, B - row, D, True, ROWS, DEPTH)
+    rows, depth = tl.arange(0, ROWS), tl.arange(0, DEPTH)
+    total = tl.zeros((ROWS, DEPTH), tl.float32)
+    for step in range(0, tl.minimum(span, N - start), COLUMNS):
+        column = start + step
+        found = _load(neurons + (head * B + row) * N + column, B - row, N - column, N, ROWS, COLUMNS)
+        opened = _product(left, held, weight + column, B - row, N - column, D, D, N, 1, True, ROWS, COLUMNS, DEPTH)
+        found *= tl.maximum(opened, 0.0, propagate_nan=tl.PropagateNan.ALL)
+        columns = column + tl.arange(0, COLUMNS)
+        inside = (columns < N)[:, None] & (depth < D)[None, :]
+        some = tl.load(decoder + (head * N + columns[:, None]) * D + depth[None, :], mask=inside, other=0.0)
+        total = _dot(found.to(some.dtype), some, total)
+    pieces = tl.cdiv(N, span)
+    piece = head * pieces + start // span
+    target = parts + ((row + rows[:, None]) * (h * pieces) + piece) * D + depth[None, :]
+    tl.store(target, total, mask=(row + rows < B)[:, None] & (depth < D)[None, :])
+
+
+@triton.jit
+def norm(
+    parts,  # b many D, float32
+    x,  # b D, if there is something to add
+    target,  # b D, written
+    many,
+    D,
+    eps,
+    ADDS: tl.constexpr,
+    SOME: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    """R2 of a sum of parts: R6; or, if it ADDS, that of x and of this, R9 and R10."""
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, DEPTH)
+    total = tl.zeros((DEPTH,), tl.float32)
+    for first in range(0, many, SOME):
+        total += tl.sum(_load(parts + (row * many + first) * D, many - first, D, D, SOME, DEPTH), 0)
+    found = _normed(total, D, eps, DEPTH)
+    if ADDS:
+        found += tl.load(x + row * D + columns, mask=columns < D, other=0.0).to(tl.float32)
+        found = _normed(found, D, eps, DEPTH)
+    tl.store(target + row * D + columns, found.to(target.dtype.element_ty), mask=columns < D)
+
+
+@triton.jit
+def _normed(values, D, eps, DEPTH: tl.constexpr):
+    """R2 of D values, of which those beyond are zero."""
+    centred = tl.where(tl.arange(0, DEPTH) < D, values - tl.sum(values, 0) / D, 0.0)
+    return centred / tl.sqrt(tl.sum(centred * centred, 0) / D + eps)

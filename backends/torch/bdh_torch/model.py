@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -129,6 +130,8 @@ class BDH(nn.Module):
         place, unless gradients are recorded, which need what it was.
         """
         _demand_rectangle(idx)
+        if self.attn.in_pairs and forms.steps(self.kernel, self.attention, idx, self.weights, self.drop):
+            return self._step_on_gpu(state, idx, donate=donate)
         if self.attn.in_pairs and forms.decodes(self.kernel, self.attention, idx, self.weights, self.drop):
             return self._step(state, idx, donate=donate)
         if not torch.is_grad_enabled() and self._streams(idx):
@@ -216,6 +219,23 @@ class BDH(nn.Module):
         for memory in memories:
             x = residual(x, decode.gated(x, x, weights, rotations, memory.through))
         return (x @ self.lm_head)[:, None], RecurrentState(state.position + 1, decode.Memories(memories))  # B 1 V  R11
+
+    def _step_on_gpu(self, state: RecurrentState, idx: Tensor, *, donate: bool) -> tuple[Tensor, RecurrentState]:
+        """``advance`` by one token (B, 1) of each text."""
+        fused = import_module("bdh_torch.fused_decode")  # what Triton is installed for alone
+        layers, weights = state.layers, self.weights
+        if not donate or not isinstance(layers, fused.Steps):
+            layers = fused.Steps([memory if donate else memory.clone() for memory in layers])
+
+        def read(tokens: Tensor, position: Tensor) -> Tensor:
+            x = layer_norm(self.embed(tokens))  # B D  R1
+            turned = self.attn(torch.cat([position, position - position]), torch.float32).flatten(1)  # and not at all
+            for memory in layers:
+                x = fused.gated(x, weights, turned.split(1), memory)
+            return x @ self.lm_head  # B V  R11
+
+        logits = layers.read(idx[:, 0], state.position, [*self.parameters(), self.attn.fixed], read)
+        return logits[:, None], RecurrentState(state.position + 1, layers)
 
     def _advance(self, state: RecurrentState, chunks: Sequence[Tensor], *, donate: bool) -> tuple[Tensor, RecurrentState]:
         logits = []
