@@ -89,7 +89,9 @@ def test_r13_a_text_is_read_on_from_a_state(dtype: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", SHAPES.values(), ids=SHAPES)
 def test_r13_a_text_is_read_token_by_token(case: Case, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused_decode, "TILE", 2 * TILE**2)  # of a head more than one block and one piece
+    sizes = {"TILE": TILE**2, "PIECES": 4, "ROWS": 2 * TILE, "PROGRAMS": 8}  # of which no head is one piece
+    for name, size in sizes.items():
+        monkeypatch.setattr(fused_decode, name, size)
     model = TorchBackend().load(case.params, case.config, device="cpu", dtype=dtype)
     logits, state = model.advance(model.init_state(case.batch), case.tokens[:, :2])
     rows = [logits]

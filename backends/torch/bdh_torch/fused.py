@@ -333,10 +333,10 @@ class _Piece:
 
 
 def _heads(state: Tensor, *values: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """A state (h, G, N, D) and values (h, G, C, K) as batches (b, N, D) and (b, C, K): all heads, if the state is in one piece."""
+    """A state (h, G, N, D) and values (h, G, C, K) as batches (b, N, D) and (b, C, K), of all heads at once if it may be."""
     if state.is_contiguous():
         yield tuple(each.flatten(0, 1) for each in (state, *values))
-    else:  # what is flattened would be a copy, and nothing is written to it
+    else:  # flattened it would be a copy, and what is written to that is lost
         yield from zip(state, *values, strict=True)
 
 

@@ -1,4 +1,4 @@
-"""One token of each text on a GPU, R1 to R11 and R13, without gradients: five kernels to a layer, and one launch for all of them.
+"""One token of each text on a GPU, R1 to R11 and R13, without gradients: five kernels to a layer, and one launch for all.
 
 A token takes as long as the state takes to be read and written, and each weight to be read. So a state is updated in place, and
 its rows of silent neurons are left alone. Launching the kernels one by one would take several times as long as they run: from
@@ -20,12 +20,15 @@ from torch import Tensor
 
 from bdh_spec.model import EPS
 from bdh_torch import fused_kernels as kernels
-from bdh_torch.fused import LEAST, Tiles
+from bdh_torch.fused import LEAST, PROGRAMS, Tiles
 from bdh_torch.layer import Weights
 
-TILE = 2**14  # numbers of a state, or of a weight, that a program works on at once
+TILE = 2**14  # numbers of a weight that a program works on at once
 MOST = 64  # texts, or neurons, that it does so for
 PIECES = 128  # programs that share the neurons of all heads, and each add up what the decoder makes of theirs: some one each
+# Numbers of a state that a program works on at once: few, so that several programs of a multiprocessor take turns in waiting;
+# and for how many times as many it adds up the attention, where there are programs enough.
+ROWS, LONGEST = 2**12, 16
 EAGER = 2  # tokens that are read kernel by kernel before a graph of them is worth its making
 
 # A token of each text (B) and its position (1) to logits (B, V).
@@ -61,12 +64,13 @@ def depth_of(D: int) -> int:
 
 
 def _through(state: Tensor, rotated: Tensor, v: Tensor) -> Tensor:
-    """Attention in parts, (G, blocks, D), by way of a state that then remembers the token too (R13)."""
-    (G, N, D), depth = state.shape, depth_of(v.shape[1])
-    rows = max(TILE // depth, 1)
-    blocks = triton.cdiv(N, rows)
-    parts = v.new_empty(G, blocks, D, dtype=torch.float32)
-    kernels.through[(G * blocks,)](state, rotated, v, parts, len(v), D, N, ROWS=rows, DEPTH=depth, num_warps=8)
+    """Attention in parts, (G, pieces, D), by way of a state that then remembers the token too (R13)."""
+    (G, N, D), rows = state.shape, max(ROWS // depth_of(v.shape[1]), 1)
+    span = rows * min(max(G * N // (rows * PROGRAMS), 1), LONGEST)
+    pieces = triton.cdiv(N, span)
+    parts = v.new_empty(G, pieces, D, dtype=torch.float32)
+    operands = state, rotated, v, parts, len(v), D, N, span
+    kernels.through[(G * pieces,)](*operands, ROWS=rows, DEPTH=depth_of(D), num_warps=4)
     return parts
 
 

@@ -5,10 +5,10 @@ per head; D embedding width. A product's operands are read as they are (float32 
 that is done to them, are float32.
 
 A program computes tiles of ROWS x COLUMNS one after the other, the same rows of several columns or heads. Where the axis that
-is summed over is no longer than DEPTH, the left operand of all of them is read once and HELD, and a tile is one product; else it
-is a sum in steps of DEPTH. What tiles read of the right operand, programs that run at the same time read too: so it comes from
-the cache, whose bandwidth is what these kernels run out of first. The three sizes are powers of two and at least 16. Offsets
-within a tile are 32-bit, those of tiles 64-bit: a long text has more than 2^31 neurons.
+is summed over is no longer than DEPTH, the left operand of all of them is read once and HELD, and a tile is one product; else a
+tile is a sum in steps of DEPTH. What tiles read of the right operand, programs that run at the same time read too: so it comes
+from the cache, whose bandwidth is what these kernels run out of first. The three sizes are powers of two and at least 16.
+Offsets within a tile are 32-bit, those of tiles 64-bit: a long text has more than 2^31 neurons.
 """
 
 from __future__ import annotations
@@ -218,10 +218,7 @@ def _place(R, N, ROWS: tl.constexpr, width):
 def _held(a, R, K, HELD: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr):
     """The left operand of products, (ROWS, DEPTH), zero beyond R rows and K columns; or nothing where it is read in steps."""
     rows, depth = tl.arange(0, ROWS)[:, None], tl.arange(0, DEPTH)[None, :]
-    if HELD:
-        return tl.load(a + rows * K + depth, mask=(rows < R.to(tl.int32)) & (depth < K), other=0.0)
-    else:
-        return 0
+    return tl.load(a + rows * K + depth, mask=(rows < R.to(tl.int32)) & (depth < K), other=0.0) if HELD else 0
 
 
 @triton.jit
@@ -322,24 +319,29 @@ def through(
     state,  # h*B N D, float32, updated
     rotated,  # h*B N
     v,  # B D
-    parts,  # h*B blocks D, float32, written: attention by way of a block of ROWS neurons
+    parts,  # h*B pieces D, float32, written: attention by way of a piece of the neurons
     B,
     D,
     N,
+    span,  # neurons of a piece
     ROWS: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    """R13 for a token of each text: what the state holds for it, then the state with it. Rows of silent neurons are left alone."""
-    blocks = tl.cdiv(N, ROWS)
-    group, block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
-    rows, columns = block * ROWS + tl.arange(0, ROWS), tl.arange(0, DEPTH)
-    q = tl.load(rotated + group * N + rows, mask=rows < N, other=0.0).to(tl.float32)
+    """R13 for a token of each text: what the state holds for it; then with the token. Silent neurons keep their rows."""
+    pieces = tl.cdiv(N, span)
+    group, piece = (tl.program_id(0) // pieces).to(tl.int64), tl.program_id(0) % pieces
+    columns = tl.arange(0, DEPTH)
     seen = tl.load(v + group % B * D + columns, mask=columns < D, other=0.0).to(tl.float32)
-    place = state + (group * N + rows[:, None]) * D + columns[None, :]
-    active = (q != 0.0)[:, None] & (columns < D)[None, :]
-    held = tl.load(place, mask=active, other=0.0)
-    tl.store(place, held + q[:, None] * seen[None, :], mask=active)
-    tl.store(parts + (group * blocks + block) * D + columns, tl.sum(held * q[:, None], 0), mask=columns < D)
+    total = tl.zeros((DEPTH,), tl.float32)
+    for first in range(0, span, ROWS):
+        rows = piece * span + first + tl.arange(0, ROWS)
+        q = tl.load(rotated + group * N + rows, mask=rows < N, other=0.0).to(tl.float32)
+        place = state + (group * N + rows[:, None]) * D + columns[None, :]
+        active = (q != 0.0)[:, None] & (columns < D)[None, :]
+        held = tl.load(place, mask=active, other=0.0)
+        tl.store(place, held + q[:, None] * seen[None, :], mask=active)
+        total += tl.sum(held * q[:, None], 0)
+    tl.store(parts + (group * pieces + piece) * D + columns, total, mask=columns < D)
 
 
 @triton.jit(do_not_specialize=["B"])
