@@ -25,15 +25,21 @@ import triton
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from bdh_torch import fused, fused_kernels
+from bdh_torch import fused, fused_decode, fused_kernels
 
 name, dtype, flag, K = *sys.argv[1:4], int(sys.argv[4])
 kernel, kind = getattr(fused_kernels, name), torch.bfloat16 if dtype == "bf16" else torch.float32
-options = fused.tiles_of(name, kind, K).options(K)
-constants = {each: options.pop(each) for each in ("HELD", "ROWS", "COLUMNS", "DEPTH")}
-constants |= {each: flag == "True" for each in ("DROPS", "ADDS") if each in kernel.arg_names}
-kinds = {"local": "*fp32", "shift": "*fp32", "p": "fp32", "scale": "fp32", "seed": "i64"}
-kinds |= dict.fromkeys(("h", "R", "C", "D", "N", "T", "first", "span"), "i32") | dict.fromkeys(constants, "constexpr")
+if name in fused.NARROW:
+    options = fused.tiles_of(name, kind, K).options(K)
+else:  # for K texts
+    options = fused_decode.tiles_of(K, 256).options(256) | {"SOME": 32}
+    options |= {"ROWS": 16, "num_warps": 4} if name == "through" else {}
+constants = {each: options.pop(each) for each in ("HELD", "ROWS", "COLUMNS", "DEPTH", "SOME") if each in options}
+constants |= {each: flag == "True" for each in ("DROPS", "ADDS")}
+constants = {each: value for each, value in constants.items() if each in kernel.arg_names}
+kinds = dict.fromkeys(("local", "shift", "state", "parts"), "*fp32") | dict.fromkeys(("p", "scale", "eps"), "fp32")
+kinds |= dict.fromkeys(("h", "B", "R", "C", "D", "N", "T", "first", "span", "many"), "i32") | {"seed": "i64"}
+kinds |= dict.fromkeys(constants, "constexpr")
 signature = {each: kinds.get(each, "*" + dtype) for each in kernel.arg_names}
 even = [each for each, kind in signature.items() if kind[0] == "*" or each in ("D", "N", "span")]
 even += ["C"] * (name == "undo_turn")  # what 16 divides, as Triton would find it of the default size
@@ -41,14 +47,12 @@ attributes = {(kernel.arg_names.index(each),): [["tt.divisibility", 16]] for eac
 source = ASTSource(kernel, signature, constants, attributes)
 made = compile(source, target=GPUTarget("cuda", 90, 32), options=options)
 assert len(made.asm["cubin"]) > 0
-with NamedTemporaryFile("w", suffix=".ptx") as text:
-    text.write(made.asm["ptx"])
-    text.flush()
-    assembler = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
-    command = [assembler, "-v", "--gpu-name=sm_90a", text.name, "-o", os.devnull]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-spilled = re.search(r"(\\d+) bytes spill stores", said).group(1)
-print(made.metadata.shared, spilled)
+with NamedTemporaryFile(suffix=".cubin") as binary:
+    binary.write(made.asm["cubin"])
+    binary.flush()
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    said = subprocess.run([tool, "-res-usage", binary.name], capture_output=True, text=True, check=True).stdout
+print(made.metadata.shared, re.search(r"STACK:(\\d+)", said).group(1))
 """
 
 
@@ -72,11 +76,25 @@ def test_the_interpreter_finds_the_kernels_right() -> None:
 @pytest.mark.parametrize(("dtype", "K"), [("bf16", 256), ("bf16", 2048), ("fp32", 256)])
 @pytest.mark.parametrize("kernel", ["excite", "compare", "gate", "undo_gate", "undo_turn"])
 def test_every_kernel_compiles_for_a_gpu(kernel: str, dtype: str, K: int, tmp_path: Path) -> None:
-    """What is summed over K: at 256 the left operand is held."""
+    """What sums over an axis of K: at 256 the left operand is held."""
     for flag in ("False", "True") if kernel in ("gate", "undo_gate", "undo_turn") else ("False",):
-        said = run("-c", COMPILE, kernel, dtype, flag, str(K), TRITON_CACHE_DIR=str(tmp_path))
-        shared, spilled = map(int, said.split())
-        assert shared <= 227 * 1024  # bytes that a program may have on compute capability 9.0
+        check_resources(kernel, dtype, flag, str(K), cache=tmp_path)
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler is for Linux")
+@pytest.mark.parametrize("texts", [1, 64])
+@pytest.mark.parametrize("kernel", ["through", "write", "norm"])
+def test_every_kernel_of_a_token_compiles_for_a_gpu(kernel: str, texts: int, tmp_path: Path) -> None:
+    for flag in ("False", "True") if kernel == "norm" else ("False",):
+        check_resources(kernel, "bf16", flag, str(texts), cache=tmp_path)
+
+
+def check_resources(*what: str, cache: Path) -> None:
+    """What a program needs of a multiprocessor with compute capability 9.0 is there."""
+    shared, spilled = map(int, run("-c", COMPILE, *what, TRITON_CACHE_DIR=str(cache)).split())
+    assert shared <= 227 * 1024  # bytes that a program may share
+    if "fp32" not in what:  # which a GPU reads by the library unless it is told otherwise
         assert spilled == 0  # bytes of a thread that found no register
 
 

@@ -4,30 +4,35 @@ The same function as ``streamed.gated`` with its arguments. Products with someth
 ``fused_kernels``; those without are PyTorch's. All heads of as many texts as fill ROOM are worked on at once. A gradient keeps
 of a layer x, attention and scores, and computes the rest again.
 
-What it costs, counted at the default size in bfloat16, for 16,384 tokens (B = 32, T = 512) and a head of one of six layers. A
-product of rows with a weight is 69 GFLOP, 0.10 ms at 700 TFLOP/s; 16,384 rows of neurons are 268 MB, 0.09 ms at 3 TB/s.
+What it costs, counted at the default size in bfloat16, for a layer of 16,384 tokens (B = 32, T = 512) and all heads. A product
+of rows with a weight is 275 GFLOP, 0.42 ms at 650 TFLOP/s; 16,384 rows of neurons of all heads are 1.07 GB, 0.36 ms at 3 TB/s
+from memory and 0.2 ms at 5.5 TB/s from the cache. What passes through the cache are those rows, and the operands of tiles: a
+right operand for every 128 rows that hold a left one, 2.1 GB. A kernel that holds nothing reads both operands of each tile of
+128 rows and 64 columns, three times as much, and takes the time that this takes: 150 to 220 TFLOP/s were measured.
 
-====================  =======  =============  ===================================
-step                  GFLOP    rows moved     ms by the larger of the two
-====================  =======  =============  ===================================
-excite                69       2              0.18
-compare               69       1              0.10
-gate                  69       2              0.18
-decoder               69       1              0.10
-excite, again         69       2              0.18
-undo_gate             137      4              0.36
-decoder's slope       69       1              0.10
-encoder_v's slope     69       1              0.10
-yKV's slope           69       1              0.10
-undo_turn             137      4              0.36
-encoder's slope       69       1              0.10
-x's slope             69       1              0.10
-====================  =======  =============  ===================================
+====================  =====  ==========  ==============  ===================================
+step                  GFLOP  rows moved  GB by the cache ms by the largest of the three
+====================  =====  ==========  ==============  ===================================
+excite                275    2           4.9             0.9
+compare               410    1           4.8             0.9
+gate                  275    2           4.3             0.8
+decoder               275    1           2.2             0.4
+excite, again         275    2           4.9             0.9
+undo_gate             550    4           8.6             1.6
+decoder's slope       275    1           2.2             0.4
+encoder_v's slope     275    1           2.2             0.4
+yKV's slope           275    1           2.2             0.4
+undo_turn             550    4           9.7             1.8
+encoder's slope       275    1           2.2             0.4
+x's slope             275    1           2.2             0.4
+====================  =====  ==========  ==============  ===================================
 
-That is 0.56 ms forward and 1.4 ms in the gradient, 47 ms in all for 24 heads; the arithmetic alone is 23 TFLOP, 33 ms. A
-kernel that computed y_sparse and the decoder's product without writing anything between would compute x_sparse again, and at
-256 columns a product costs as long as its result takes to be written and read: nothing is won by it. So rows of all neurons do
-pass through memory, but once where the plain form moves them a dozen times, and no more of them are held than fill ROOM.
+That is 9.3 ms, and of six layers 56; sums, norms and casts in between are counted to 5 more. The arithmetic alone is 24 TFLOP,
+36 ms at 650 TFLOP/s. A kernel that computed y_sparse and the decoder's product without writing anything between would compute
+x_sparse again, and at 256 columns a product costs as long as its result takes to be written and read: nothing is won by it.
+Nor by PyTorch's products with kernels between them, which would move rows 17 times, 6 ms a layer, beside products of 3.4 ms where
+the fused kernels take 6. So rows of all neurons do pass through memory, but once where the plain form moves them a dozen times,
+and no more of them are held than fill ROOM.
 
 Texts longer than a chunk see what came before by the state (R13), summed in float32; queries read it rounded to their own type.
 
@@ -87,8 +92,8 @@ NARROW = {
 STEPPED = {
     "excite": Tiles(128, 64, 64, 8, 3),
     "compare": Tiles(128, 128, 64, 8, 3),
-    "gate": Tiles(128, 128, 64, 8, 3),
-    "undo_gate": Tiles(128, 64, 64, 8, 3),
+    "gate": Tiles(128, 64, 64, 8, 3),
+    "undo_gate": Tiles(128, 32, 64, 8, 3),
     "undo_turn": Tiles(128, 64, 64, 8, 3),
 }
 WIDE = dict.fromkeys(NARROW, Tiles(64, 64, 32, 4, 2))  # of float32
