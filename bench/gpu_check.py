@@ -192,7 +192,8 @@ def found(leaves: list[Tensor], dtype: torch.dtype, away: Tensor, run: Callable[
 def default_size(dtype: torch.dtype) -> None:
     """A layer of the default size: whole, in chunks, with padding and with dropout."""
     one_layer(512, 2, 512, 0.0, 0, dtype)  # what is held
-    one_layer(528, 8, 528, 0.0, 0, dtype)  # in steps; scores by the library
+    one_layer(528, 1, 528, 0.0, 0, dtype)  # slopes of the neurons in steps
+    one_layer(264, 8, 264, 0.0, 0, dtype)  # scores by the library
     one_layer(704, 2, 256, 0.0, 100, dtype)
     one_layer(304, 3, 304, 0.1, 100, dtype)
 
@@ -283,6 +284,8 @@ def train_fused() -> None:
     old = dict.fromkeys(fused.NARROW, OLD)
     with set_to(fused, NARROW=old, STEPPED=old, MANY=10**6):
         train_ours(name="fused, nothing held")
+    with by_library():
+        train_ours(name="streamed by PyTorch")
 
 
 def profile() -> None:
@@ -354,7 +357,8 @@ def prefill() -> None:
         return lambda: model.advance(model.init_state(len(tokens)), tokens, donate=True)
 
     for chunk in (512, 1024, 2048):
-        for how, tables in {"": {}, ", best tiles": BEST}.items():
+        library = {**BEST, "MANY": 4, "STRIP": 512}
+        for how, tables in {"": {}, ", best tiles": BEST, ", best tiles, scores by the library": library}.items():
             with set_to(forms, CHUNK_ON_GPU=chunk), set_to(fused, **tables):
                 took = milliseconds(read(long), 3, 1)
             tell(f"prefill T=32768 fused, chunks of {chunk}{how}", f"{took:.1f} ms, {32768 / took:.0f} tokens/ms", ms=took)
@@ -364,7 +368,9 @@ def prefill() -> None:
             with set_to(forms, CHUNK_ON_GPU=chunk, WHOLE_ON_GPU=chunk), set_to(fused, MANY=many):
                 took = milliseconds(lambda tokens=tokens: model(tokens), 5, 2)
             tell(f"forward T={T} fused, chunks of {chunk}, library from {many} texts", f"{took:.2f} ms", ms=took)
-    del short
+    with by_library():
+        tell("prefill T=32768 streamed by PyTorch", f"{milliseconds(read(long), 2, 1):.1f} ms")
+        tell("forward T=2048 streamed by PyTorch", f"{milliseconds(lambda: model(short), 3, 1):.2f} ms")
 
 
 # States are read and written once, weights read once: what a token cannot do without.

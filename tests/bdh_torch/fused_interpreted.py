@@ -86,9 +86,11 @@ def test_r13_a_text_is_read_on_from_a_state(dtype: str) -> None:
     assert_agrees("torch", actual, expect(by_specification, case.params, dtype), str(case))
 
 
+@pytest.mark.parametrize("small_tiles", ["held"], indirect=True)  # as all operands are here
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", SHAPES.values(), ids=SHAPES)
-def test_r13_a_text_is_read_token_by_token(case: Case, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("shape", ["below a tile", "above a tile", "texts across tiles"])
+def test_r13_a_text_is_read_token_by_token(shape: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = SHAPES[shape]
     sizes = {"TILE": TILE**2, "PIECES": 4, "ROWS": 2 * TILE, "PROGRAMS": 8}  # of which no head is one piece
     for name, size in sizes.items():
         monkeypatch.setattr(fused_decode, name, size)

@@ -30,9 +30,9 @@ x's slope             275    1           2.2             0.4
 That is 9.3 ms, and of six layers 56; sums, norms and casts in between are counted to 5 more. The arithmetic alone is 24 TFLOP,
 36 ms at 650 TFLOP/s. A kernel that computed y_sparse and the decoder's product without writing anything between would compute
 x_sparse again, and at 256 columns a product costs as long as its result takes to be written and read: nothing is won by it.
-Nor by PyTorch's products with kernels between them, which would move rows 17 times, 6 ms a layer, beside products of 3.4 ms where
-the fused kernels take 6. So rows of all neurons do pass through memory, but once where the plain form moves them a dozen times,
-and no more of them are held than fill ROOM.
+Nor by PyTorch's products with kernels between them, which would move rows 17 times, 6 ms a layer, beside products of 3.4 ms
+where the fused kernels take 6. So rows of all neurons do pass through memory, but once where the plain form moves them a dozen
+times, and no more of them are held than fill ROOM.
 
 Texts longer than a chunk see what came before by the state (R13), summed in float32; queries read it rounded to their own type.
 
