@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bdh_torch import forms
+from bdh_spec import BDHConfig
+from bdh_torch import BDH, forms
 
 HERE = Path(__file__).parent
 COMPILE = """
@@ -100,3 +101,6 @@ def check_resources(*what: str, cache: Path) -> None:
 
 def test_a_cpu_reads_by_its_own_kernels() -> None:
     assert not forms.fuses(torch.zeros(1))
+    model = BDH(BDHConfig(1, 4, 0.0, 1, 2, 5)).eval()
+    with torch.no_grad():
+        assert not forms.steps(None, None, torch.zeros(1, 1), model.weights, model.drop)

@@ -141,5 +141,5 @@ class Steps(Sequence[Tensor]):
         self._tokens, self._position = tokens.clone(), torch.tensor([position], device=tokens.device)
         self._graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize(tokens.device)
-        with torch.cuda.device(tokens.device), torch.cuda.graph(self._graph):
+        with torch.cuda.device(tokens.device), torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._logits = run(self._tokens, self._position)
