@@ -91,7 +91,7 @@ def test_r13_a_text_is_read_on_from_a_state(dtype: str) -> None:
 @pytest.mark.parametrize("shape", ["below a tile", "above a tile", "texts across tiles"])
 def test_r13_a_text_is_read_token_by_token(shape: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = SHAPES[shape]
-    sizes = {"TILE": TILE**2, "PIECES": 4, "ROWS": 2 * TILE, "PROGRAMS": 8}  # of which no head is one piece
+    sizes = {"TILE": 2 * TILE**2, "PIECES": 4, "ROWS": 2 * TILE, "PROGRAMS": 8}  # of which no head is one piece
     for name, size in sizes.items():
         monkeypatch.setattr(fused_decode, name, size)
     model = TorchBackend().load(case.params, case.config, device="cpu", dtype=dtype)

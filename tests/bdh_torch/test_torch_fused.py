@@ -33,7 +33,7 @@ kernel, kind = getattr(fused_kernels, name), torch.bfloat16 if dtype == "bf16" e
 if name in fused.NARROW:
     options = fused.tiles_of(name, kind, K).options(K)
 else:  # for K texts
-    options = fused_decode.tiles_of(K, 256).options(256) | {"SOME": 32}
+    options = fused_decode.tiles_of(K, 256, kind).options(256) | {"SOME": 32}
     options |= {"ROWS": 16, "num_warps": 4} if name == "through" else {}
 constants = {each: options.pop(each) for each in ("HELD", "ROWS", "COLUMNS", "DEPTH", "SOME") if each in options}
 constants |= {each: flag == "True" for each in ("DROPS", "ADDS")}
@@ -84,11 +84,12 @@ def test_every_kernel_compiles_for_a_gpu(kernel: str, dtype: str, K: int, tmp_pa
 
 @pytest.mark.thorough
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler is for Linux")
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 @pytest.mark.parametrize("texts", [1, 64])
 @pytest.mark.parametrize("kernel", ["through", "write", "norm"])
-def test_every_kernel_of_a_token_compiles_for_a_gpu(kernel: str, texts: int, tmp_path: Path) -> None:
+def test_every_kernel_of_a_token_compiles_for_a_gpu(kernel: str, texts: int, dtype: str, tmp_path: Path) -> None:
     for flag in ("False", "True") if kernel == "norm" else ("False",):
-        check_resources(kernel, "bf16", flag, str(texts), cache=tmp_path)
+        check_resources(kernel, dtype, flag, str(texts), cache=tmp_path)
 
 
 def check_resources(*what: str, cache: Path) -> None:

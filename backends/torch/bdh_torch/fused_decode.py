@@ -23,7 +23,7 @@ from bdh_torch import fused_kernels as kernels
 from bdh_torch.fused import LEAST, PROGRAMS, Tiles
 from bdh_torch.layer import Weights
 
-TILE = 2**14  # numbers of a weight that a program works on at once
+TILE = 2**15  # bytes of a weight that a program works on at once
 MOST = 64  # texts, or neurons, that it does so for
 PIECES = 128  # programs that share the neurons of all heads, and each add up what the decoder makes of theirs: some one each
 # Numbers of a state that a program works on at once: few, so that several programs of a multiprocessor take turns in waiting;
@@ -43,7 +43,7 @@ def gated(x: Tensor, weights: Weights, phases: tuple[Tensor, Tensor], state: Ten
     (B, D), (h, _, N) = x.shape, weights.encoder.shape
     with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]  # Triton launches on the current device
         neurons, rotated = x.new_empty(2, h, B, N)
-        tiles = tiles_of(B, D)
+        tiles = tiles_of(B, D, x.dtype)
         programs = triton.cdiv(B, tiles.rows) * triton.cdiv(N, tiles.columns)
         operands = x, weights.encoder, *phases, neurons, rotated, h, B, 1, D, N, tiles.columns
         kernels.excite[(programs,)](*operands, **tiles.options(D))  # R3, R4
@@ -51,9 +51,9 @@ def gated(x: Tensor, weights: Weights, phases: tuple[Tensor, Tensor], state: Ten
         return _norm(_write(yKV, neurons, weights), x, torch.empty_like(x))  # R7, R9, R10
 
 
-def tiles_of(B: int, D: int) -> Tiles:
+def tiles_of(B: int, D: int, dtype: torch.dtype) -> Tiles:
     """Those of ``excite`` and ``write``, which hold their left operand."""
-    most = min(max(TILE // depth_of(D), LEAST), MOST)
+    most = min(max(TILE // (depth_of(D) * dtype.itemsize), LEAST), MOST)
     rows = min(max(triton.next_power_of_2(B), LEAST), most)
     return Tiles(rows, most, depth_of(D), 4 if rows < MOST else 8, 2)
 
@@ -77,7 +77,7 @@ def _through(state: Tensor, rotated: Tensor, v: Tensor) -> Tensor:
 def _write(yKV: Tensor, neurons: Tensor, weights: Weights) -> Tensor:
     """What the decoder makes of the neurons in parts, (B, h*pieces, D) (R7, R9)."""
     (h, B, N), D = neurons.shape, yKV.shape[1]
-    tiles, pieces = tiles_of(B, D), max(PIECES // h, 1)
+    tiles, pieces = tiles_of(B, D, yKV.dtype), max(PIECES // h, 1)
     span = triton.cdiv(triton.cdiv(N, pieces), tiles.columns) * tiles.columns
     pieces = triton.cdiv(N, span)
     parts = yKV.new_empty(B, h * pieces, D, dtype=torch.float32)
@@ -91,7 +91,7 @@ def _write(yKV: Tensor, neurons: Tensor, weights: Weights) -> Tensor:
 def _norm(parts: Tensor, x: Tensor | None, target: Tensor) -> Tensor:
     """The norm of a sum of parts (b, many, D); or that of x and of this."""
     b, many, D = parts.shape
-    sizes = {"SOME": max(TILE // depth_of(D) // 2, 1), "DEPTH": depth_of(D), "num_warps": 8}
+    sizes = {"SOME": max(2 * ROWS // depth_of(D), 1), "DEPTH": depth_of(D), "num_warps": 8}
     kernels.norm[(b,)](parts, target if x is None else x, target, many, D, EPS, ADDS=x is not None, **sizes)
     return target
 
