@@ -43,7 +43,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused, "NARROW", smallest)
     monkeypatch.setattr(fused, "WIDE", smallest)
     monkeypatch.setattr(fused, "ROOM", 2 * 12 * 2 * 18 * 4)
-    for name, size in {"CHUNK": 12, "WHOLE_STREAMED": 17, "WHOLE_STREAMED_NARROW": 17}.items():
+    for name, size in {"CHUNK": 12, "WHOLE_STREAMED": 2.5, "WHOLE_STREAMED_NARROW": 2.5}.items():
         monkeypatch.setattr(forms, name, size)
 
 
