@@ -41,7 +41,7 @@ each_shape = pytest.mark.parametrize("case", SHAPES.values(), ids=SHAPES)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sizes at which the smallest models are cut everywhere."""
     for module, sizes in (
-        (forms, {"CHUNK": 8, "WHOLE": 8, "WHOLE_WITH_GRADIENTS": 8, "WHOLE_STREAMED": 8, "WHOLE_STREAMED_NARROW": 8}),
+        (forms, {"CHUNK": 8, "WHOLE": 0, "WHOLE_WITH_GRADIENTS": 0, "WHOLE_STREAMED": 0, "WHOLE_STREAMED_NARROW": 0}),
         (streamed, {"BLOCK": 64, "TOGETHER": 16, "STEP": 3}),
     ):
         for name, size in sizes.items():

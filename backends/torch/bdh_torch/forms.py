@@ -24,11 +24,14 @@ Kernel: TypeAlias = Literal["plain", "streamed"]
 Attention: TypeAlias = Literal["parallel", "chunked", "recurrent"]
 
 CHUNK = 256  # tokens read at once on top of a state
-# The longest text that is read at once, without a state, by the plain kernel: its scores (T, T) cost less than states up to
-# about here, measured on a CPU at the default size. With gradients every chunk's state is kept, which moves the crossing.
-WHOLE, WHOLE_WITH_GRADIENTS = 512, 1024
+# The longest text that is read at once, without a state, by the plain kernel, in widths D, and never less than a chunk: a token
+# costs N products for each earlier one by its score, and 4 N D by a state. Measured on a CPU in D 64 and 256. With gradients
+# every chunk's state is kept, which moves the crossing.
+WHOLE, WHOLE_WITH_GRADIENTS = 2, 4
 # The same by the streamed kernel, which leaves out what is above the diagonal; of narrow types counted, and not measured.
-WHOLE_STREAMED, WHOLE_STREAMED_NARROW = 1024, 4096
+WHOLE_STREAMED, WHOLE_STREAMED_NARROW = 4, 16
+# The longest text whose rotations are worked out once, for all layers.
+ONE_TABLE = 1024
 # Bytes of all neurons of the tokens at hand, (h, B*T, N), from which on streaming them is the faster on a CPU, in turns with
 # the plain kernel in D 64, 128 and 256. Gradients compute what they have not kept again, which moves the crossing.
 STREAMED, STREAMED_WITH_GRADIENTS = 2**22, 2**26
@@ -60,9 +63,9 @@ def known(name: str | None, names: Any) -> Any:
     return name
 
 
-def is_read_whole(T: int) -> bool:
-    """Whether the plain kernel reads a text of this length by its scores alone."""
-    return (WHOLE_WITH_GRADIENTS if torch.is_grad_enabled() else WHOLE) >= T
+def is_read_whole(T: int, D: int) -> bool:
+    """Whether the plain kernel reads a text of this length, in a model of this width, by its scores alone."""
+    return max((WHOLE_WITH_GRADIENTS if torch.is_grad_enabled() else WHOLE) * D, CHUNK) >= T
 
 
 def plain_chunk(T: int, *, is_whole: bool) -> int:
@@ -72,14 +75,14 @@ def plain_chunk(T: int, *, is_whole: bool) -> int:
 
 def is_one_table(T: int) -> bool:
     """Whether rotations of as many positions are worked out once, for all layers."""
-    return T <= WHOLE_WITH_GRADIENTS
+    return T <= ONE_TABLE
 
 
 def chunk(T: int, attention: Attention | None, weight: Tensor) -> int:
-    """How many tokens of a text the streamed kernel reads by their scores."""
+    """How many tokens of a text the streamed kernel reads by their scores, of the encoder (h, D, N)."""
     device = weight.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-    whole = WHOLE_STREAMED_NARROW if dtype.itemsize < 4 else WHOLE_STREAMED
+    whole = max((WHOLE_STREAMED_NARROW if dtype.itemsize < 4 else WHOLE_STREAMED) * weight.shape[1], CHUNK)
     part = CHUNK
     if device == "cuda":
         whole, part = WHOLE_ON_GPU, CHUNK_ON_GPU

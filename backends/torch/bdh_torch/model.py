@@ -109,7 +109,9 @@ class BDH(nn.Module):
             logits, _ = self._advance(self.init_state(idx.shape[0]), torch.split(idx, 1, dim=1), donate=True)
         elif self._streams(idx):
             logits = self._stream(idx, None)
-        elif self.attention != "chunked" and (self.attention == "parallel" or forms.is_read_whole(idx.shape[1])):
+        elif self.attention != "chunked" and (
+            self.attention == "parallel" or forms.is_read_whole(idx.shape[1], self.config.n_embd)
+        ):
             logits = self.trace(idx)
         else:
             logits, _ = self._advance(self.init_state(idx.shape[0]), torch.split(idx, forms.CHUNK, dim=1), donate=True)

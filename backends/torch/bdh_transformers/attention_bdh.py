@@ -28,12 +28,18 @@ class BDHRecurrentAttention:
     matrix: Tensor | None = None
 
     def __init__(
-        self, n_head: int, layer_idx: int, T: int, past_key_values: Cache | None = None, output_attentions: bool = False
+        self,
+        n_head: int,
+        layer_idx: int,
+        T: int,
+        D: int,
+        past_key_values: Cache | None = None,
+        output_attentions: bool = False,
     ) -> None:
         self.memory: Any = None
         if past_key_values is not None:
             self.memory = past_key_values.layers[layer_idx]
-        elif not is_read_whole(T):
+        elif not is_read_whole(T, D):
             self.memory = BDHStateLayer(n_head)
         self.chunk = plain_chunk(T, is_whole=self.memory is None)
 
@@ -60,10 +66,17 @@ class BDHParallelAttention:
     matrix: Tensor | None = None
 
     def __init__(
-        self, n_head: int, layer_idx: int, T: int, past_key_values: Cache | None = None, output_attentions: bool = False
+        self,
+        n_head: int,
+        layer_idx: int,
+        T: int,
+        D: int,
+        past_key_values: Cache | None = None,
+        output_attentions: bool = False,
     ) -> None:
         self.n_head, self.layer_idx, self.past_key_values, self.shows = n_head, layer_idx, past_key_values, output_attentions
-        self.memory = remembered(n_head, past_key_values, layer_idx) if not is_read_whole(T) and not output_attentions else None
+        is_long = not is_read_whole(T, D) and not output_attentions
+        self.memory = remembered(n_head, past_key_values, layer_idx) if is_long else None
         self.chunk = plain_chunk(T, is_whole=self.memory is None)
         self.unkept: list[tuple[Tensor, Tensor]] = []  # rows of a long text that the cache is still to be given
 

@@ -74,13 +74,13 @@ class BDHLayer(GradientCheckpointingLayer):
         texts: Texts | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Run the layer on (B, T, D), a long text chunk by chunk: the next hidden states, and the matrix if it is wanted."""
-        T, weights = hidden_states.shape[1], Weights(encoder, encoder_v, decoder)
+        (_, T, D), weights = hidden_states.shape, Weights(encoder, encoder_v, decoder)
         if isinstance(rotations, list):
             return self._stream(hidden_states, weights, rotations, mask, past_key_values), None
         if isinstance(rotations, Tensor):
             return self._decode(hidden_states, weights, rotations, mask, cast("Cache", past_key_values)), None
         form = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, BDHParallelAttention)
-        attention = form(self.config.num_attention_heads, self.layer_idx, T, past_key_values, output_attentions)
+        attention = form(self.config.num_attention_heads, self.layer_idx, T, D, past_key_values, output_attentions)
 
         def part(start: int, stop: int) -> Tensor:
             kept = None if mask is None else mask[:, mask.shape[1] - T + start : mask.shape[1] - T + stop]
