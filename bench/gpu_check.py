@@ -422,7 +422,8 @@ def plain_decode(B: int, token: Tensor) -> None:
 
     def step() -> None:
         nonlocal state
-        _, state = plain_torch.step(token, state, 8, weights, c)
+        with torch.autocast("cuda", HALF):
+            _, state = plain_torch.step(token, state, 8, weights, c)
 
     took = milliseconds(step, 5, 2)
     tell(f"decode B={B} plain", f"{took:.3f} ms", ms=took)

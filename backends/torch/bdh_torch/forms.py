@@ -36,10 +36,11 @@ ONE_TABLE = 1024
 # the plain kernel in D 64, 128 and 256. Gradients compute what they have not kept again, which moves the crossing.
 STREAMED, STREAMED_WITH_GRADIENTS = 2**22, 2**26
 # On a GPU: launches take longer than the work on fewer neurons than STREAMED_ON_GPU, which is counted and not measured.
-# Texts are read whole up to 4,096 tokens (13.4 ms against 16.0 in chunks of 1,024; default size, bfloat16, an H100), and else
-# in chunks of 2,048 (32,768 tokens in 104 ms; in chunks of 1,024 118, of 512 267). In float32 the library's products are the
-# faster (2,048 tokens in 45 ms against 81), and what is done between them takes too little time to be worth fusing.
-STREAMED_ON_GPU, CHUNK_ON_GPU, WHOLE_ON_GPU = 2**24, 2048, 4096
+# Texts are read whole up to 2,048 tokens, and else in chunks of as many (default size, bfloat16, an H100: 4,096 tokens whole in
+# 14.1 ms, in chunks of 1,024 in 12.8; 32,768 in chunks of 2,048 in 101 ms, of 1,024 in 102, of 512 in 127). In float32 the
+# library's products are the faster (2,048 tokens in 45 ms against 81), and what is done between them takes too little time to
+# be worth fusing.
+STREAMED_ON_GPU, CHUNK_ON_GPU, WHOLE_ON_GPU = 2**24, 2048, 2048
 FUSED: frozenset[torch.dtype] = frozenset({torch.bfloat16, torch.float16})
 WIDEST = 1024  # the largest D of which a program holds whole rows while a token is read
 # Decoding, all measured on one thread of a CPU, by its seconds, of models that have D 64 to 256. Bytes of a weight from which

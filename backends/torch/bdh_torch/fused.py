@@ -4,35 +4,36 @@ The same function as ``streamed.gated`` with its arguments. Products with someth
 ``fused_kernels``; those without are PyTorch's. All heads of as many texts as fill ROOM are worked on at once. A gradient keeps
 of a layer x, attention and scores, and computes the rest again.
 
-What it costs, counted at the default size in bfloat16, for a layer of 16,384 tokens (B = 32, T = 512) and all heads. A product
-of rows with a weight is 275 GFLOP, 0.42 ms at 650 TFLOP/s; 16,384 rows of neurons of all heads are 1.07 GB, 0.36 ms at 3 TB/s
-from memory and 0.2 ms at 5.5 TB/s from the cache. What passes through the cache are those rows, and the operands of tiles: a
-right operand for every 128 rows that hold a left one, 2.1 GB. A kernel that holds nothing reads both operands of each tile of
-128 rows and 64 columns, three times as much, and takes the time that this takes: 150 to 220 TFLOP/s were measured.
+What it costs at the default size in bfloat16, for a layer of 16,384 tokens (B = 32, T = 512) and all heads, on an H100 that
+copies at 3.0 TB/s and whose products of 8,192 reach 773 TFLOP/s (``bench/gpu_check.py``). A product of rows with a weight is
+275 GFLOP, 0.36 ms at that peak; 16,384 rows of neurons of all heads are 1.07 GB, 0.36 ms too.
 
-====================  =====  ==========  ==============  ===================================
-step                  GFLOP  rows moved  GB by the cache ms by the largest of the three
-====================  =====  ==========  ==============  ===================================
-excite                275    2           4.9             0.9
-compare               410    1           4.8             0.9
-gate                  275    2           4.3             0.8
-decoder               275    1           2.2             0.4
-excite, again         275    2           4.9             0.9
-undo_gate             550    4           8.6             1.6
-decoder's slope       275    1           2.2             0.4
-encoder_v's slope     275    1           2.2             0.4
-yKV's slope           275    1           2.2             0.4
-undo_turn             550    4           9.7             1.8
-encoder's slope       275    1           2.2             0.4
-x's slope             275    1           2.2             0.4
-====================  =====  ==========  ==============  ===================================
+====================  =====  ==========  ============  ===========
+step                  GFLOP  rows moved  ms at either  ms measured
+====================  =====  ==========  ============  ===========
+excite                275    2           0.7           1.8
+compare               410    1           0.5           0.8
+gate                  275    2           0.7           1.4
+decoder               275    1           0.4           0.5
+excite, again         275    2           0.7           1.8
+undo_gate             550    4           1.4           3.5
+decoder's slope       275    1           0.4           0.5
+encoder_v's slope     275    1           0.4           0.5
+yKV's slope           275    1           0.4           0.5
+undo_turn             550    4           1.4           3.0
+encoder's slope       275    1           0.4           0.5
+x's slope             275    1           0.4           0.5
+====================  =====  ==========  ============  ===========
 
-That is 9.3 ms, and of six layers 56; sums, norms and casts in between are counted to 5 more. The arithmetic alone is 24 TFLOP,
-36 ms at 650 TFLOP/s. A kernel that computed y_sparse and the decoder's product without writing anything between would compute
-x_sparse again, and at 256 columns a product costs as long as its result takes to be written and read: nothing is won by it.
-Nor by PyTorch's products with kernels between them, which would move rows 17 times, 6 ms a layer, beside products of 3.4 ms
-where the fused kernels take 6. So rows of all neurons do pass through memory, but once where the plain form moves them a dozen
-times, and no more of them are held than fill ROOM.
+That is 15 ms, and of six layers 92; sums, norms and casts in between are 9 more. PyTorch's products come near to what a count
+allows, and kernels with something to do after theirs take two and a half times as long. That left operands are held, which
+halves what passes through the cache, takes a seventh off a step and not the half that the cache alone would have explained; so
+what is left is in what is done to elements: pairs that change lanes to be turned, and tiles that are written by short rows.
+
+A kernel that computed y_sparse and the decoder's product without writing anything between would compute x_sparse again, and at
+256 columns a product costs as long as its result takes to be written and read: nothing is won by it. Nor by PyTorch's products
+with kernels between them, which would move rows 17 times, 6 ms a layer. So rows of all neurons do pass through memory, but once
+where the plain form moves them a dozen times, and no more of them are held than fill ROOM.
 
 Texts longer than a chunk see what came before by the state (R13), summed in float32; queries read it rounded to their own type.
 
@@ -80,21 +81,22 @@ class Tiles(NamedTuple):
 
 
 LEAST = 16  # the smallest side of a product
-# Chosen by what the compiler reports of registers and shared memory for compute capability 9.0.
+# The fastest of four or five of each that spill no register, measured on an H100.
 NARROW = {
-    "excite": Tiles(128, 32, 256, 8, 2),
+    "excite": Tiles(64, 32, 256, 4, 3),
     "compare": Tiles(128, 128, 64, 8, 3),
     "gate": Tiles(128, 32, 256, 8, 2),
     "undo_gate": Tiles(128, 32, 256, 8, 2),
-    "undo_turn": Tiles(128, 32, 512, 8, 2),
+    "undo_turn": Tiles(128, 128, 64, 8, 3),
 }
-# The same where a left operand is too long to be held: D above 256, pieces of more than 512 tokens.
+# The same where a left operand is too long to be held, D above 256, chosen by what the compiler reports of registers and shared
+# memory for compute capability 9.0.
 STEPPED = {
     "excite": Tiles(128, 64, 64, 8, 3),
     "compare": Tiles(128, 128, 64, 8, 3),
     "gate": Tiles(128, 64, 64, 8, 3),
     "undo_gate": Tiles(128, 32, 64, 8, 3),
-    "undo_turn": Tiles(128, 64, 64, 8, 3),
+    "undo_turn": Tiles(128, 128, 64, 8, 3),
 }
 WIDE = dict.fromkeys(NARROW, Tiles(64, 64, 32, 4, 2))  # of float32
 SPANNING = ("excite", "gate", "undo_gate", "undo_turn")  # kernels whose programs work on several tiles of a row

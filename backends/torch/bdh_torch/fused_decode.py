@@ -28,7 +28,7 @@ MOST = 64  # texts, or neurons, that it does so for
 PIECES = 128  # programs that share the neurons of all heads, and each add up what the decoder makes of theirs: some one each
 # Numbers of a state that a program works on at once: few, so that several programs of a multiprocessor take turns in waiting;
 # and for how many times as many it adds up the attention, where there are programs enough.
-ROWS, LONGEST = 2**12, 16
+ROWS, LONGEST = 2**13, 16
 EAGER = 2  # tokens that are read kernel by kernel before a graph of them is worth its making
 
 # A token of each text (B) and its position (1) to logits (B, V).
