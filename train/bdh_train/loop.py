@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import bdh_spec
-from bdh_spec import Backend, Model, Optimizer, Params, Spread, Team
+from bdh_spec import Backend, BDHConfig, Model, Optimizer, Params, Spread, Team
 from bdh_spec.params import count
 from bdh_train import memory
 from bdh_train.batches import batches, held_out
@@ -71,7 +71,7 @@ class Run:
         state = self.model.export_optimizer(self.optimizer)
         params = state.masters or self.model.params()
         found = Checkpoint(params, dataclasses.replace(state, masters=None), self.progress)
-        return self.folder.save(found, self.config.model, self.config.keep)
+        return self.folder.save(found, self.model.config, self.config.keep)
 
     def sample(self) -> bytes:
         text: bytes = self.model.generate(self.config.prompt, SAMPLE, 0.8, 50, self.config.seed)
@@ -145,8 +145,7 @@ def begin(config: TrainConfig, folder: RunFolder, backend: Backend, team: Team, 
     data = training.fingerprint()
     found = folder.last(talk.say) if resume else None
     if found is None:
-        params = initial(config)
-        model = load(backend, params, config, spread)
+        model = load(backend, *initial(config), config, spread)
         if not resume:
             folder.begin(config)
         folder.rewind(0)
@@ -156,10 +155,10 @@ def begin(config: TrainConfig, folder: RunFolder, backend: Backend, team: Team, 
             talk.say(f"{why} at its first step")
         optimizer = model.optimizer(config.adamw())
         return Run(config, folder, training, measured, model, optimizer, progress, talk, team, spread)
-    saved, _ = found
+    saved, sizes = found
     if saved.progress.data != data:
         raise TrainError(f"the data is not what step {saved.progress.step} had read: bring back {', '.join(config.data)}")
-    model = load(backend, saved.params, config, spread)
+    model = load(backend, saved.params, sizes, config, spread)
     folder.rewind(saved.progress.step)
     optimizer = model.import_optimizer(saved.optimizer)
     run = Run(config, folder, training, measured, model, optimizer, saved.progress, talk, team, spread)
@@ -169,16 +168,17 @@ def begin(config: TrainConfig, folder: RunFolder, backend: Backend, team: Team, 
     return run
 
 
-def initial(config: TrainConfig) -> Params:
-    """The weights to start from: those of a checkpoint, or fresh ones of the seed, the same for every port."""
+def initial(config: TrainConfig) -> tuple[Params, BDHConfig]:
+    """The model to start from: that of a checkpoint, or fresh weights of the seed, the same for every port."""
     if config.init_from:
-        params, _ = read_initial(config)
-        return Params(*(np.asarray(weight, np.float32) for weight in params))
-    return bdh_spec.init(config.model, np.random.default_rng(config.seed))
+        params, theirs = read_initial(config)
+        sizes = dataclasses.replace(config.model, freqs=theirs.freqs)
+        return Params(*(np.asarray(weight, np.float32) for weight in params)), sizes
+    return bdh_spec.init(config.model, np.random.default_rng(config.seed)), config.model
 
 
-def load(backend: Backend, params: Params, config: TrainConfig, spread: Spread | None = None) -> Model:
-    return backend.load(params, config.model, device=config.device, dtype=config.dtype, spread=spread)
+def load(backend: Backend, params: Params, sizes: BDHConfig, config: TrainConfig, spread: Spread | None = None) -> Model:
+    return backend.load(params, sizes, device=config.device, dtype=config.dtype, spread=spread)
 
 
 def port_of(run: Run) -> str:
@@ -253,7 +253,7 @@ def judge(run: Run, value: float) -> None:
     progress = run.progress
     if progress.best_loss is None or value < progress.best_loss:
         progress.best_loss, progress.best_step, progress.misses = value, progress.step, 0
-        run.folder.keep_best(progress.step, run.params(), run.config.model)
+        run.folder.keep_best(progress.step, run.params(), run.model.config)
         return
     progress.misses += 1
     if run.config.patience and progress.misses >= run.config.patience:
@@ -263,9 +263,9 @@ def judge(run: Run, value: float) -> None:
 
 def finish(run: Run) -> None:
     """The best weights as the model, its card, and the curve."""
-    params, _ = bdh_spec.read(run.folder.best(run.progress.best_step))
-    model = load(bdh_spec.get_backend(run.model.backend), params, run.config)
-    bdh_spec.save(run.folder.model, params, run.config.model)
+    params, sizes = bdh_spec.read(run.folder.best(run.progress.best_step))
+    model = load(bdh_spec.get_backend(run.model.backend), params, sizes, run.config)
+    bdh_spec.save(run.folder.model, params, sizes)
     value = mean_loss(model, held_out(run.config, run.held_out))
     text: bytes = model.generate(run.config.prompt, SAMPLE, 0.8, 50, run.config.seed)
     found = Findings(
@@ -278,7 +278,7 @@ def finish(run: Run) -> None:
         sample=text,
         port=run.progress.port,
     )
-    run.folder.write(run.folder.path / "README.md", card(run.config, params, found))
+    run.folder.write(run.folder.path / "README.md", card(run.config, params, sizes, found))
     if not draw(run.folder.path / "curve.png", run.folder.lines()):
         run.talk.say("no curve.png, which matplotlib draws: pip install 'bdh-spec[train]'")
     run.talk.say(f"{found.bits:.3f} bits per byte on held-out text: {run.folder.model}, and its card beside it")
