@@ -20,30 +20,13 @@ from bdh_train import TrainConfig, TrainError, checkpoint, train
 from bdh_train.batches import batches
 from bdh_train.data import open_data
 from bdh_train.run_folder import RunFolder, working_in
-from bdh_train.show import Talk
 
 sys.path.insert(0, str(Path(__file__).parent))
 from killing import EVERY, TRAIN, killed, undisturbed
+from watching import Heard, after
 
 PORTS = ("numpy", "torch", "jax", "mlx")
 Small = Callable[..., TrainConfig]
-
-
-class Heard(Talk):
-    """What would have been said."""
-
-    def __init__(self) -> None:
-        super().__init__(quiet=True)
-        self.sentences: list[str] = []
-
-    def say(self, sentence: str) -> None:
-        self.sentences.append(sentence)
-
-
-def after(steps: int) -> Callable[[], bool]:
-    """A wish to stop after some steps."""
-    made = iter(range(1, 1000))
-    return lambda: next(made) >= steps
 
 
 def lines(out: str) -> list[dict[str, Any]]:

@@ -30,6 +30,7 @@ class Progress:
     step: int = 0  # steps made
     best_loss: float | None = None  # on held-out text
     best_step: int = 0
+    best_print: str = ""  # the fingerprint of the best weights
     misses: int = 0  # measures since the best
     has_given_up: bool = False  # getting better
     port: str = ""  # that made the last step, and on what

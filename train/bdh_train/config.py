@@ -236,7 +236,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
 
 
 def read_initial(config: TrainConfig) -> tuple[bdh_spec.Params, BDHConfig]:
-    """The checkpoint to start from: weights, and sizes with the frequencies of its own that it may bring, constants as BDH's."""
+    """The checkpoint to start from: its weights, and its sizes with frequencies of its own, if it brings any."""
     assert config.init_from is not None
     return bdh_spec.read(Path(config.init_from), config.n_layer, cast("Freqs | None", config.freqs))
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import bdh_spec
-from bdh_spec import Backend, BDHConfig, Model, Optimizer, Params, Spread, Team
+from bdh_spec import Backend, BDHConfig, BDHError, Model, Optimizer, Params, Spread, Team, fingerprint
 from bdh_spec.params import count
 from bdh_train import memory
 from bdh_train.batches import batches, held_out
@@ -252,8 +252,10 @@ def judge(run: Run, value: float) -> None:
     """Keep the best weights; end a run that no more gets better."""
     progress = run.progress
     if progress.best_loss is None or value < progress.best_loss:
+        params, sizes = run.params(), run.model.config
         progress.best_loss, progress.best_step, progress.misses = value, progress.step, 0
-        run.folder.keep_best(progress.step, run.params(), run.model.config)
+        progress.best_print = fingerprint(params, sizes.freqs)
+        run.folder.keep_best(progress.step, params, sizes)
         return
     progress.misses += 1
     if run.config.patience and progress.misses >= run.config.patience:
@@ -263,13 +265,13 @@ def judge(run: Run, value: float) -> None:
 
 def finish(run: Run) -> None:
     """The best weights as the model, its card, and the curve."""
-    params, sizes = bdh_spec.read(run.folder.best(run.progress.best_step))
+    step, params, sizes = best(run)
     model = load(bdh_spec.get_backend(run.model.backend), params, sizes, run.config)
     bdh_spec.save(run.folder.model, params, sizes)
     value = mean_loss(model, held_out(run.config, run.held_out))
     text: bytes = model.generate(run.config.prompt, SAMPLE, 0.8, 50, run.config.seed)
     found = Findings(
-        step=run.progress.best_step,
+        step=step,
         training_bytes=len(run.training),
         held_out_bytes=len(run.held_out),
         data=run.progress.data,
@@ -282,6 +284,20 @@ def finish(run: Run) -> None:
     if not draw(run.folder.path / "curve.png", run.folder.lines()):
         run.talk.say("no curve.png, which matplotlib draws: pip install 'bdh-spec[train]'")
     run.talk.say(f"{found.bits:.3f} bits per byte on held-out text: {run.folder.model}, and its card beside it")
+
+
+def best(run: Run) -> tuple[int, Params, BDHConfig]:
+    """The step, weights and sizes that were best on held-out text, or the last ones where those are no more what they were."""
+    progress, path = run.progress, run.folder.best(run.progress.best_step)
+    try:
+        params, sizes = bdh_spec.read(path)
+        if fingerprint(params, sizes.freqs) == progress.best_print:
+            return progress.best_step, params, sizes
+        why = "it does not hold what was written"
+    except BDHError as error:
+        why = str(error)
+    run.talk.say(f"{path.name} is damaged ({why}): the model is that of the last step, {progress.step}")
+    return progress.step, run.params(), run.model.config
 
 
 def result(run: Run, path: Path) -> Result:

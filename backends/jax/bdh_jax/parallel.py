@@ -6,15 +6,46 @@ sums where parts meet.
 
 from __future__ import annotations
 
+import os
+
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bdh_spec.errors import CapabilityError
 from bdh_spec.params import Params
-from bdh_spec.spread import Spread
+from bdh_spec.spread import Spread, Team
 
 PLATFORMS = ("cuda", "rocm", "tpu", "cpu")  # JAX's own names, the best first
 DATA, NEURONS = "data", "neurons"  # the axes of a mesh
+ADDRESS, NUMBER, PLACE = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+
+
+class JAXTeam(Team):
+    """The processes that found one another by ``jax.distributed``, each with devices of its own."""
+
+    def __init__(self) -> None:
+        if not jax.distributed.is_initialized():
+            # What is not said is found out, where a cluster tells it: Slurm, MPI, Kubernetes, TPU pods.
+            number, place = (int(os.environ[name]) if name in os.environ else None for name in (NUMBER, PLACE))
+            jax.distributed.initialize(num_processes=number, process_id=place)
+        self.rank, self.size = jax.process_index(), jax.process_count()
+
+    @property
+    def places(self) -> int:
+        return jax.device_count()
+
+    def any(self, wish: bool) -> bool:
+        return bool(multihost_utils.process_allgather(np.array(wish)).any())
+
+    def wait(self) -> None:
+        multihost_utils.sync_global_devices("all are here")
+
+
+def is_launched() -> bool:
+    """Whether this process is one of several, which the program itself or whoever started it has told."""
+    return jax.distributed.is_initialized() or ADDRESS in os.environ
 
 
 def devices_of(platform: str) -> list[jax.Device]:

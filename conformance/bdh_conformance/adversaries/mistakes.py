@@ -1011,6 +1011,7 @@ TRAINING = [
         "adam_beta_default",
         'return begin(self._params, AdamW(**(vars(settings) | {"betas": (settings.betas[0], 0.999)})))',
         "Adam's second beta is 0.999 whatever is asked for",
+        ("training",),
     ),
     CLIP_SCALE(
         "clip_always",
