@@ -96,7 +96,8 @@ def train(
     with folder_for(Path(config.out), resume, team) as folder:
         with in_turn(team):
             config = taken_up(config, folder, given, talk) if resume else resolve(config)
-            run = begin(config, folder, backend, team, resume, talk)
+            found = gathered(config, folder, resume, talk)
+        run = begin(config, folder, found, backend, team, talk)
         announce(run)
         if not run.is_done:
             steps(run, stop)
@@ -136,35 +137,50 @@ def changed(config: TrainConfig) -> list[str]:
     return [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != f.default]
 
 
-def begin(config: TrainConfig, folder: RunFolder, backend: Backend, team: Team, resume: bool, talk: Talk) -> Run:
-    """Everything in place for the next step."""
-    spread = spread_of(config, team)
+@dataclass(frozen=True)
+class Found:
+    """What a run reads before it loads a model: on several processes one after the other, which loading takes all at once."""
+
+    training: Text
+    held_out: Text
+    data: str  # the fingerprint of the text to train on
+    is_new: bool
+    saved: tuple[Checkpoint, BDHConfig] | None  # where it goes on from
+
+
+def gathered(config: TrainConfig, folder: RunFolder, resume: bool, talk: Talk) -> Found:
+    """The text, and what the folder has of a run that goes on."""
     if not resume:
         folder.clear()
     training, measured = open_data(config, folder.path)
-    data = training.fingerprint()
-    found = folder.last(talk.say) if resume else None
-    if found is None:
-        model = load(backend, *initial(config), config, spread)
-        if not resume:
-            folder.begin(config)
-        folder.rewind(0)
-        progress = Progress(data=data)
+    found = Found(training, measured, training.fingerprint(), not resume, folder.last(talk.say) if resume else None)
+    if found.saved is None:
         if resume:
             why = "no checkpoint is whole: the run begins again" if folder.saved() else "nothing was saved yet: the run begins"
             talk.say(f"{why} at its first step")
+    elif (progress := found.saved[0].progress).data != found.data:
+        raise TrainError(f"the data is not what step {progress.step} had read: bring back {', '.join(config.data)}")
+    return found
+
+
+def begin(config: TrainConfig, folder: RunFolder, found: Found, backend: Backend, team: Team, talk: Talk) -> Run:
+    """Everything in place for the next step."""
+    spread = spread_of(config, team)
+    if found.saved is None:
+        model, progress = load(backend, *initial(config), config, spread), Progress(data=found.data)
         optimizer = model.optimizer(config.adamw())
-        return Run(config, folder, training, measured, model, optimizer, progress, talk, team, spread)
-    saved, sizes = found
-    if saved.progress.data != data:
-        raise TrainError(f"the data is not what step {saved.progress.step} had read: bring back {', '.join(config.data)}")
-    model = load(backend, saved.params, sizes, config, spread)
-    folder.rewind(saved.progress.step)
-    optimizer = model.import_optimizer(saved.optimizer)
-    run = Run(config, folder, training, measured, model, optimizer, saved.progress, talk, team, spread)
-    if saved.progress.port != port_of(run):
-        talk.say(f"{saved.progress.port} made the steps so far, {port_of(run)} goes on: bits may differ from here")
-    talk.say(f"{run.progress.step} steps are done already")
+        if found.is_new:
+            folder.begin(config)
+    else:
+        saved, sizes = found.saved
+        model, progress = load(backend, saved.params, sizes, config, spread), saved.progress
+        optimizer = model.import_optimizer(saved.optimizer)
+    folder.rewind(progress.step)
+    run = Run(config, folder, found.training, found.held_out, model, optimizer, progress, talk, team, spread)
+    if found.saved is not None:
+        if progress.port != port_of(run):
+            talk.say(f"{progress.port} made the steps so far, {port_of(run)} goes on: bits may differ from here")
+        talk.say(f"{progress.step} steps are done already")
     return run
 
 
@@ -287,7 +303,7 @@ def finish(run: Run) -> None:
 
 
 def best(run: Run) -> tuple[int, Params, BDHConfig]:
-    """The step, weights and sizes that were best on held-out text, or the last ones where those are no more what they were."""
+    """The step, weights and sizes that were best on held-out text, or those saved last where the best are not what they were."""
     progress, path = run.progress, run.folder.best(run.progress.best_step)
     try:
         params, sizes = bdh_spec.read(path)
@@ -296,8 +312,12 @@ def best(run: Run) -> tuple[int, Params, BDHConfig]:
         why = "it does not hold what was written"
     except BDHError as error:
         why = str(error)
-    run.talk.say(f"{path.name} is damaged ({why}): the model is that of the last step, {progress.step}")
-    return progress.step, run.params(), run.model.config
+    last = run.folder.last(run.talk.say)
+    if last is None:
+        raise TrainError(f"{path.name} is damaged ({why}), and so is every checkpoint beside it: begin again, with another --out")
+    saved, sizes = last
+    run.talk.say(f"{path.name} is damaged ({why}): the model is that of step {saved.progress.step}, which was saved last")
+    return saved.progress.step, saved.params, sizes
 
 
 def result(run: Run, path: Path) -> Result:

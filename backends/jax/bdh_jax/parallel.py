@@ -19,6 +19,7 @@ from bdh_spec.spread import Spread, Team
 
 PLATFORMS = ("cuda", "rocm", "tpu", "cpu")  # JAX's own names, the best first
 DATA, NEURONS = "data", "neurons"  # the axes of a mesh
+PATIENCE = 3600  # seconds for which those that are done wait for the one that writes what was made
 ADDRESS, NUMBER, PLACE = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
 
@@ -29,7 +30,7 @@ class JAXTeam(Team):
         if not jax.distributed.is_initialized():
             # What is not said is found out, where a cluster tells it: Slurm, MPI, Kubernetes, TPU pods.
             number, place = (int(os.environ[name]) if name in os.environ else None for name in (NUMBER, PLACE))
-            jax.distributed.initialize(num_processes=number, process_id=place)
+            jax.distributed.initialize(num_processes=number, process_id=place, shutdown_timeout_seconds=PATIENCE)
         self.rank, self.size = jax.process_index(), jax.process_count()
 
     @property
@@ -57,12 +58,13 @@ def devices_of(platform: str) -> list[jax.Device]:
 
 
 def find_device(name: str) -> jax.Device:
-    """The device of a name such as ``cpu`` or ``cuda:1``."""
+    """The device of a name such as ``cpu``, which is the first of this process, or ``cuda:1``."""
     platform, _, number = name.partition(":")
     found = {str(device.id): device for device in devices_of(platform)}
-    if (number or "0") not in found:
+    number = number or next((its for its, device in found.items() if device.process_index == jax.process_index()), "0")
+    if number not in found:
         raise CapabilityError(f"the jax port has no device {name!r} here: {platform} has numbers {', '.join(found)}")
-    return found[number or "0"]
+    return found[number]
 
 
 def mesh(device: str, spread: Spread) -> Mesh:
