@@ -1,8 +1,5 @@
 """Training shared by several processes or devices is the training of one, within rounding."""
 
-import os
-import socket
-import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -10,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from launching import launched
 
 import bdh_spec
 from bdh_conformance import Expectation, assert_agrees
@@ -20,7 +18,7 @@ from bdh_spec.params import Array
 sys.path.insert(0, str(Path(__file__).parent))
 from steps_on_many import LONGEST, batches, config, params, trained
 
-SCRIPT, BIN = Path(__file__).parent / "steps_on_many.py", Path(sys.executable).parent
+SCRIPT = Path(__file__).parent / "steps_on_many.py"
 ALONE = Spread(1, 1)
 TWO = [
     ("torch", Spread(data=2)),
@@ -63,50 +61,21 @@ LONG = [
 ]
 
 
-def launched(port: str, spread: Spread, longest: int, *words: object) -> None:
+def run(port: str, spread: Spread, longest: int, *words: object) -> None:
     """Run the script of this test by the port's own launcher."""
-    kinds, own = "shares" if spread.shares_weights else "-", os.environ | {"OMP_NUM_THREADS": "1"}
-    name = port.partition(".")[0].removeprefix("bdh_")
-    found = "jax" if name == "jax" else port
-    script = [str(SCRIPT), found, "float64", str(spread.data), str(spread.neurons), kinds, str(longest), *map(str, words)]
-    command = {
-        "torch": [str(BIN / "torchrun"), "--standalone", "--nproc-per-node", str(spread.size), *script],
-        "mlx": [str(BIN / "mlx.launch"), "-n", str(spread.size), *ring(), "--", sys.executable, *script],
-        "jax": [sys.executable, *script],
-    }[name]
-    processes = (
-        among_two(spread.size)
-        if port == "jax.distributed"
-        else [{"XLA_FLAGS": f"--xla_force_host_platform_device_count={spread.size}"} if name == "jax" else {}]
-    )
-    running = [subprocess.Popen(command, env=own | its, stderr=subprocess.PIPE, text=True) for its in processes]
-    said = [process.communicate(timeout=600)[1] for process in running]
-    assert [process.returncode for process in running] == [0] * len(running), "\n".join(said)
+    framework, many = framework_of(port), processes(port, spread)
+    kinds, found = "shares" if spread.shares_weights else "-", "jax" if framework == "jax" else port
+    program = [SCRIPT, found, "float64", spread.data, spread.neurons, kinds, longest, *words]
+    launched(framework, many, *program, devices=spread.size // many)
 
 
-def among_two(devices: int) -> list[dict[str, str]]:
-    """What two processes of JAX are told, that share so many devices."""
-    address = f"127.0.0.1:{free_port()}"
-    return [
-        {
-            "JAX_COORDINATOR_ADDRESS": address,
-            "JAX_NUM_PROCESSES": "2",
-            "JAX_PROCESS_ID": str(place),
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // 2}",
-        }
-        for place in range(2)
-    ]
+def framework_of(port: str) -> str:
+    return port.partition(".")[0].removeprefix("bdh_")
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
-def ring() -> list[str]:
-    """Free ports for MLX's ring, which takes one after the other from the first."""
-    return ["--backend", "ring", "--starting-port", str(min(free_port(), 65000)), "--env", "OMP_NUM_THREADS=1"]
+def processes(port: str, spread: Spread) -> int:
+    """How many processes share a model: JAX has several devices in each."""
+    return {"jax": 1, "jax.distributed": 2}.get(port, spread.size)
 
 
 @cache
@@ -125,24 +94,19 @@ def assert_all_are(found: Path, port: str, many: int, dropout: float, wanted: di
         assert_agrees(port, {name: value.ravel() for name, value in np.load(file).items()}, allowed)
 
 
-def processes(port: str, spread: Spread) -> int:
-    """How many processes share a model: JAX has several devices in each."""
-    return {"jax": 1, "jax.distributed": 2}.get(port, spread.size)
-
-
 @pytest.mark.parametrize(("port", "spread"), ALL)
 def test_three_steps_are_those_of_the_specification_and_r8_drop_as_one_does(port: str, spread: Spread, tmp_path: Path) -> None:
     parts, many = DROPPED.get((port, spread)), processes(port, spread)
-    launched(port, spread, LONGEST, tmp_path, 0.0, *([DROPOUT] if parts else []))
+    run(port, spread, LONGEST, tmp_path, 0.0, *([DROPOUT] if parts else []))
     assert_all_are(tmp_path, port, many, 0.0, alone("numpy", 0.0, 1, LONGEST))
     if parts:
-        assert_all_are(tmp_path, port, many, DROPOUT, alone(port.partition(".")[0], DROPOUT, parts, LONGEST))
+        assert_all_are(tmp_path, port, many, DROPOUT, alone(framework_of(port), DROPOUT, parts, LONGEST))
 
 
 @pytest.mark.parametrize(("port", "spread"), LONG)
 def test_long_texts_are_read_by_all_as_by_one(port: str, spread: Spread, tmp_path: Path) -> None:
     """Beyond the lengths at which a port goes over to chunks and to the streamed kernel, which shares of neurons do without."""
-    launched(port, spread, BEYOND, tmp_path, 0.0)
+    run(port, spread, BEYOND, tmp_path, 0.0)
     assert_all_are(tmp_path, port, processes(port, spread), 0.0, alone("numpy", 0.0, 1, BEYOND))
 
 

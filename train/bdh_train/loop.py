@@ -303,7 +303,7 @@ def finish(run: Run) -> None:
 
 
 def best(run: Run) -> tuple[int, Params, BDHConfig]:
-    """The step, weights and sizes that were best on held-out text, or those saved last where the best are not what they were."""
+    """The step, weights and sizes that were best on held-out text, or those saved last where the best were damaged."""
     progress, path = run.progress, run.folder.best(run.progress.best_step)
     try:
         params, sizes = bdh_spec.read(path)
@@ -314,7 +314,9 @@ def best(run: Run) -> tuple[int, Params, BDHConfig]:
         why = str(error)
     last = run.folder.last(run.talk.say)
     if last is None:
-        raise TrainError(f"{path.name} is damaged ({why}), and so is every checkpoint beside it: begin again, with another --out")
+        raise TrainError(
+            f"{path.name} is damaged ({why}), and so is every checkpoint beside it: begin again, with another --out"
+        )
     saved, sizes = last
     run.talk.say(f"{path.name} is damaged ({why}): the model is that of step {saved.progress.step}, which was saved last")
     return saved.progress.step, saved.params, sizes
