@@ -13,6 +13,10 @@ class Heard(Talk):
     def __init__(self) -> None:
         super().__init__(quiet=True)
         self.sentences: list[str] = []
+        self.samples: list[bytes] = []
+
+    def sample(self, text: bytes) -> None:
+        self.samples.append(text)
 
     def say(self, sentence: str) -> None:
         self.sentences.append(sentence)

@@ -226,7 +226,7 @@ def steps(run: Run, stop: Callable[[], bool]) -> None:
     config, progress = run.config, run.progress
     progress.port, first, drawn = port_of(run), progress.step, time.monotonic()
     board = Board(run.folder.path / "tensorboard" if run.team.is_first else None)
-    with run.talk.steps(first, config.max_steps):
+    with board, run.talk.steps(first, config.max_steps):
         while not run.is_done:
             line = step(run)
             run.folder.note(line)
@@ -241,7 +241,6 @@ def steps(run: Run, stop: Callable[[], bool]) -> None:
                 run.save()
             if run.team.any(stop()):
                 break
-    board.close()
 
 
 def step(run: Run) -> dict[str, Any]:
@@ -311,6 +310,8 @@ def best(run: Run) -> tuple[int, Params, BDHConfig]:
             return progress.best_step, params, sizes
         why = "it does not hold what was written"
     except BDHError as error:
+        if isinstance(error.__context__, OSError):  # a disk that fails may give it another time
+            raise
         why = str(error)
     last = run.folder.last(run.talk.say)
     if last is None:
