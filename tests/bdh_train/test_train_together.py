@@ -79,6 +79,17 @@ def test_a_run_goes_on_on_another_number_of_processes(
     assert_is_the_run(run, whole)
 
 
+def test_what_two_processes_of_jax_keep_in_shares_goes_on_in_one(
+    text: Path, tmp_path: Path, whole: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    trained(run, 2, *begun(text, 2), "--shard-weights", port="jax")
+    command.main([*of(run, "jax"), "--resume", "--max-steps", "4"], standalone_mode=False)
+    said = capfd.readouterr().err
+    assert "jax on cpu, float64, shared 2 x 1 with weights made the steps so far, jax on cpu, float64 goes on" in said
+    assert_is_the_run(run, whole)
+
+
 @pytest.mark.thorough
 def test_a_run_of_four_processes_is_that_of_one(text: Path, tmp_path: Path, whole: Path) -> None:
     four = tmp_path / "four"
