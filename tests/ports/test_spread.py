@@ -136,6 +136,20 @@ def test_what_cannot_be_shared_is_refused_in_a_sentence(case: str) -> None:
         bdh_spec.get_backend(port).load(weights, configured, device="cpu", spread=spread)
 
 
+@pytest.mark.parametrize(
+    ("number", "sentence"), [("two", "invalid literal"), ("2", "before any JAX")], ids=["no number", "too late"]
+)
+def test_processes_of_jax_that_cannot_meet_are_one_sentence(
+    number: str, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = bdh_spec.get_backend("jax")
+    assert backend.devices()
+    for name, value in (("COORDINATOR_ADDRESS", "127.0.0.1:1"), ("NUM_PROCESSES", number), ("PROCESS_ID", "0")):
+        monkeypatch.setenv(f"JAX_{name}", value)
+    with pytest.raises(BDHError, match=rf"could not meet the others of 127.0.0.1:1 \(.*{sentence}.*check JAX_NUM_PROCESSES"):
+        backend.team()
+
+
 def test_a_spread_of_one_is_the_model_itself() -> None:
     with pytest.raises(BDHError, match="data 0"):
         Spread(data=0)

@@ -14,6 +14,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bdh_spec.errors import CapabilityError
+from bdh_spec.files import shown
 from bdh_spec.params import Params
 from bdh_spec.spread import Spread, Team
 
@@ -28,9 +29,7 @@ class JAXTeam(Team):
 
     def __init__(self) -> None:
         if not jax.distributed.is_initialized():
-            # What is not said is found out, where a cluster tells it: Slurm, MPI, Kubernetes, TPU pods.
-            number, place = (int(os.environ[name]) if name in os.environ else None for name in (NUMBER, PLACE))
-            jax.distributed.initialize(num_processes=number, process_id=place, shutdown_timeout_seconds=PATIENCE)
+            join()
         self.rank, self.size = jax.process_index(), jax.process_count()
 
     @property
@@ -42,6 +41,18 @@ class JAXTeam(Team):
 
     def wait(self) -> None:
         multihost_utils.sync_global_devices("all are here")
+
+
+def join() -> None:
+    """Meet the other processes. What is not said is found out where a cluster tells it: Slurm, MPI, Kubernetes, TPU pods."""
+    try:
+        number, place = (int(os.environ[name]) if name in os.environ else None for name in (NUMBER, PLACE))
+        jax.distributed.initialize(num_processes=number, process_id=place, shutdown_timeout_seconds=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        raise CapabilityError(
+            f"this process could not meet the others of {os.environ.get(ADDRESS)} ({shown(error, 200)}): check {NUMBER} and"
+            f" {PLACE}, and choose the jax port by its name, so that nothing asks JAX for devices before"
+        ) from None
 
 
 def is_launched() -> bool:
