@@ -65,6 +65,11 @@ class Team:
     def is_first(self) -> bool:
         return self.rank == 0
 
+    @property
+    def places(self) -> int:
+        """Where a model may lie that all of them share: in each process or, where one has several devices, on each of those."""
+        return self.size
+
     def any(self, wish: bool) -> bool:
         """Whether one of all wishes it: asked by all at once."""
         return wish

@@ -41,13 +41,13 @@ def main(path: Path) -> None:
     figure.savefig(path)
 
 
-def curve(backend: Backend, dtype: str) -> np.ndarray:
+def curve(backend: Backend, dtype: str, config: TrainConfig = CONFIG) -> np.ndarray:
     """The losses of the steps."""
-    params = bdh_spec.init(MODEL, np.random.default_rng(CONFIG.seed))
+    params = bdh_spec.init(MODEL, np.random.default_rng(config.seed))
     model = backend.load(params, MODEL, device="cpu", dtype=dtype)
     optimizer = model.optimizer(AdamW(clip=0.5))
-    steps = range(1, CONFIG.max_steps + 1)
-    return np.array([model.train_on(optimizer, batches(CONFIG, ENGLISH, s), rate=rate(CONFIG, s)) for s in steps])
+    steps = range(1, config.max_steps + 1)
+    return np.array([model.train_on(optimizer, batches(config, ENGLISH, s), rate=rate(config, s)) for s in steps])
 
 
 if __name__ == "__main__":

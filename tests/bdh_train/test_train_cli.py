@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tomllib
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,15 @@ from click.testing import CliRunner
 import bdh_spec
 from bdh_spec import BDHError, Params
 from bdh_spec.params import count
-from bdh_train import TrainConfig, TrainError, cli, memory, train
+from bdh_train import TrainConfig, TrainError, cli, memory, show, train
+from bdh_train.batches import batches
 from bdh_train.config import SIZES, as_toml, read_toml, resolve
+from bdh_train.data import open_data
 from bdh_train.measure import by_position
 from bdh_train.schedule import rate
+
+sys.path.insert(0, str(Path(__file__).parent))
+from watching import Heard
 
 TRAIN = str(Path(sys.executable).parent / "bdh-train")
 Small = Callable[..., TrainConfig]
@@ -187,7 +193,54 @@ def test_a_run_that_no_more_gets_better_ends(small: Small, tmp_path: Path) -> No
     assert train(config, resume=True).step == result.step
 
 
-def test_a_run_learns_and_accumulates_to_what_the_large_batch_learns(small: Small, tmp_path: Path) -> None:
+class Writer:
+    """TensorBoard's ``summary.Writer``, which may fail at any number that it is given."""
+
+    def __init__(self, folder: str, fails_at: int) -> None:
+        self.folder, self.fails_at, self.written, self.is_closed = folder, fails_at, list[tuple[str, float, int]](), False
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        if len(self.written) == self.fails_at:
+            raise OSError("no space is left for pictures")
+        self.written.append((name, value, step))
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+@pytest.mark.parametrize("fails_at", [1000, 0, 5])
+def test_tensorboard_is_told_the_numbers_of_a_run_and_ends_none(
+    small: Small, fails_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Writer] = []
+    summary = types.SimpleNamespace(Writer=lambda folder: made.append(Writer(folder, fails_at)) or made[-1])
+    monkeypatch.setitem(sys.modules, "tensorboard.summary", summary)
+    monkeypatch.setattr(show, "find_spec", lambda name: name)
+    config = small()
+    assert train(config).is_done
+    (board,) = made
+    lines = [json.loads(line) for line in (Path(config.out) / "metrics.jsonl").read_text().splitlines()]
+    names = ("loss", "rate", "val_loss", "val_bits_per_byte")
+    assert board.folder == str(Path(config.out) / "tensorboard")
+    assert board.written == [(name, line[name], line["step"]) for line in lines for name in names if name in line][:fails_at]
+    assert board.is_closed == (fails_at == 1000)
+
+
+def test_a_step_is_made_on_all_of_its_batches_and_samples_are_shown_on_the_way(small: Small, tmp_path: Path) -> None:
+    config, heard = small(max_steps=2, dropout=0.0, accumulate=3, sample_every=2), Heard()
+    train(config, talk=heard)
+    (text,) = heard.samples
+    assert text.startswith(b"The ")
+    assert len(text) == 4 + 300
+    pairs = batches(config, open_data(config, tmp_path)[0], 1)
+    assert len(pairs) == 3
+    fresh = bdh_spec.init(resolve(config).model, np.random.default_rng(config.seed))
+    model = bdh_spec.get_backend("numpy").load(fresh, resolve(config).model)
+    line = json.loads((Path(config.out) / "metrics.jsonl").read_text().splitlines()[0])
+    assert line["loss"] == pytest.approx(np.mean([model.loss(*pair) for pair in pairs]), rel=1e-6)
+
+
+def test_a_run_learns(small: Small, tmp_path: Path) -> None:
     config = small(max_steps=40, eval_every=20, checkpoint_every=40, learning_rate=2e-2, dropout=0.0, min_block_size=8)
     result = train(config)
     lines = [json.loads(line) for line in (Path(config.out) / "metrics.jsonl").read_text().splitlines()]

@@ -102,6 +102,16 @@ def test_records_are_written_once_and_read_from_there(write: Any, tmp_path: Path
     assert isinstance(again.parts[0].base, np.memmap)
 
 
+@pytest.mark.parametrize("which", ["0-r.jsonl.bin", "0-r.jsonl.lengths.npy"])
+@pytest.mark.parametrize("left", [0, 90])
+def test_what_was_written_of_records_and_cut_short_since_is_refused(write: Any, tmp_path: Path, which: str, left: int) -> None:
+    path, made = write("r.jsonl", RECORDS), tmp_path / "made"
+    gather([str(path)], config(path, template="both"), made)
+    (made / which).write_bytes((made / which).read_bytes()[:left])
+    with pytest.raises(TrainError, match=rf"{made} is damaged: remove it"):
+        gather([str(path)], config(path, template="both"), made)
+
+
 def test_a_dataset_is_loaded_by_its_name(write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By ``datasets`` itself, from a folder of the hub's form: no test reaches the hub."""
     folder = tmp_path / "owner" / "tiny"

@@ -15,32 +15,18 @@ import numpy as np
 import pytest
 
 import bdh_spec
+from bdh_spec import BDHConfig, BDHError, Frequencies, Params
 from bdh_train import TrainConfig, TrainError, checkpoint, train
+from bdh_train.batches import batches
+from bdh_train.data import open_data
 from bdh_train.run_folder import RunFolder, working_in
-from bdh_train.show import Talk
 
 sys.path.insert(0, str(Path(__file__).parent))
 from killing import EVERY, TRAIN, killed, undisturbed
+from watching import Heard, after
 
 PORTS = ("numpy", "torch", "jax", "mlx")
 Small = Callable[..., TrainConfig]
-
-
-class Heard(Talk):
-    """What would have been said."""
-
-    def __init__(self) -> None:
-        super().__init__(quiet=True)
-        self.sentences: list[str] = []
-
-    def say(self, sentence: str) -> None:
-        self.sentences.append(sentence)
-
-
-def after(steps: int) -> Callable[[], bool]:
-    """A wish to stop after some steps."""
-    made = iter(range(1, 1000))
-    return lambda: next(made) >= steps
 
 
 def lines(out: str) -> list[dict[str, Any]]:
@@ -249,3 +235,45 @@ def test_a_checkpoint_of_a_run_is_one_that_every_tool_reads(small: Small, tmp_pa
         assert np.array_equal(bdh_spec.read(converted)[0].decoder, params.decoder)
     shutil.copy(saved, tmp_path / "alone.safetensors")
     assert bdh_spec.load(tmp_path / "alone.safetensors", backend="numpy").generate("1 and ", 3)
+
+
+def own_frequencies(folder: Path) -> tuple[Path, Params, BDHConfig]:
+    """A model that turns by a table of its own, as those that BDH-MLX trained do."""
+    sizes = BDHConfig(1, 8, 0.0, 2, 4, 256)
+    sizes = dataclasses.replace(sizes, freqs=Frequencies(np.linspace(0.3, -0.01, sizes.n_neurons, dtype=np.float32)))
+    params = Params(*(20 * weight for weight in bdh_spec.init(sizes, np.random.default_rng(3))))
+    bdh_spec.save(folder / "own.safetensors", params, sizes)
+    return folder / "own.safetensors", params, sizes
+
+
+AS_IT_COMES = dict.fromkeys(("n_layer", "n_embd", "n_head", "mlp_internal_dim_multiplier", "dropout"))
+
+
+@pytest.mark.parametrize("port", PORTS)
+def test_a_model_is_fine_tuned_by_the_frequencies_that_it_brings(small: Small, port: str, tmp_path: Path) -> None:
+    path, params, sizes = own_frequencies(tmp_path)
+    config = small(backend=port, init_from=path, max_steps=3, **AS_IT_COMES)
+    train(config, stop=after(2))
+    path.unlink()  # a run that has saved needs it no more
+    train(config, resume=True)
+    first = batches(config, open_data(config, tmp_path)[0], 1)[0]
+    by_its_own = bdh_spec.get_backend("numpy").load(params, sizes).loss(*first)
+    assert lines(config.out)[0]["loss"] == pytest.approx(by_its_own, rel=1e-5)
+    made = (Path(config.out) / "model.safetensors", *RunFolder(Path(config.out)).saved())
+    assert [bdh_spec.read(file)[1].freqs for file in made] == [sizes.freqs] * 3
+    assert "| frequencies | its own" in (Path(config.out) / "README.md").read_text()
+
+
+def test_frequencies_are_reset_where_that_is_asked_for(small: Small, tmp_path: Path) -> None:
+    """Of a file in another dialect, which is refused unless told what to do."""
+    path, _, sizes = own_frequencies(tmp_path)
+    theirs = tmp_path / "theirs.safetensors"
+    convert = Path(sys.executable).parent / "bdh-convert"
+    subprocess.run([convert, "--to", "mlx", "--freqs", "keep", path, "-o", theirs], check=True, capture_output=True)
+    config = small(init_from=theirs, max_steps=1, **(AS_IT_COMES | {"n_layer": 1}))
+    with pytest.raises(BDHError, match="--freqs reset takes BDH's table"):
+        train(config)
+    for freqs, kept in (("reset", None), ("keep", sizes.freqs)):
+        asked = dataclasses.replace(config, freqs=freqs, out=str(tmp_path / freqs))
+        train(asked)
+        assert bdh_spec.read(Path(asked.out) / "model.safetensors")[1].freqs == kept

@@ -1,14 +1,12 @@
 """Runs on several processes are those of one, and go on on another number of them."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from launching import Said, launched
 
 import bdh_spec
 from bdh_conformance.yardstick.tolerances import FLOAT64
@@ -17,27 +15,18 @@ from bdh_train import TrainConfig, TrainError
 from bdh_train.cli import command
 from bdh_train.together import spread_of
 
-BIN = Path(sys.executable).parent
 SIZES = ["--n-layer", "2", "--n-embd", "8", "--n-head", "2", "--mlp-internal-dim-multiplier", "4", "--dropout", "0"]
 RECIPE = ["--block-size", "16", "--min-block-size", "4", "--batch-size", "4", "--accumulate", "2", "--schedule", "constant"]
 OFTEN = ["--eval-every", "2", "--eval-batches", "2", "--checkpoint-every", "2", "--warmup-steps", "0", "--dtype", "float64"]
 
 
-def trained(out: Path, processes: int, *words: str) -> subprocess.CompletedProcess[str]:
-    """A run of bdh-train in the folder ``out``, by torchrun."""
-    launcher = [str(BIN / "torchrun"), "--standalone", "--nproc-per-node", str(processes), "-m", "bdh_train"]
-    return subprocess.run(
-        [*launcher, *of(out), *words],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=600,
-    )
+def trained(out: Path, processes: int, *words: str, port: str = "torch") -> Said:
+    """A run of bdh-train in the folder ``out``, by a framework's own launcher."""
+    return launched(port, processes, "-m", "bdh_train", *of(out, port), *words)
 
 
-def of(out: Path) -> list[str]:
-    return ["--out", str(out), "--backend", "torch"]
+def of(out: Path, port: str = "torch") -> list[str]:
+    return ["--out", str(out), "--backend", port]
 
 
 def begun(text: Path, steps: int) -> list[str]:
@@ -67,11 +56,14 @@ def whole(text: Path, tmp_path: Path) -> Path:
     return tmp_path / "whole"
 
 
-def test_a_run_of_two_processes_is_that_of_one(text: Path, tmp_path: Path, whole: Path) -> None:
+@pytest.mark.parametrize("port", ["torch", "jax", "mlx"])
+def test_a_run_of_two_processes_is_that_of_one(text: Path, tmp_path: Path, whole: Path, port: str) -> None:
+    """Of this port, and within rounding of float64 also that of PyTorch."""
     two = tmp_path / "two"
-    done = trained(two, 2, *begun(text, 4))
+    done = trained(two, 2, *begun(text, 4), port=port)
     assert_is_the_run(two, whole)
-    assert done.stdout.strip() == str(two / "model.safetensors")  # said once
+    answers = [line for line in done.stdout.splitlines() if not line.startswith("[Gloo]")]  # JAX's, of its connections
+    assert answers == [str(two / "model.safetensors")], "it is said once"
     assert "shared 2 x 1" in done.stderr
 
 
@@ -87,6 +79,17 @@ def test_a_run_goes_on_on_another_number_of_processes(
     assert_is_the_run(run, whole)
 
 
+def test_what_two_processes_of_jax_keep_in_shares_goes_on_in_one(
+    text: Path, tmp_path: Path, whole: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    trained(run, 2, *begun(text, 2), "--shard-weights", port="jax")
+    command.main([*of(run, "jax"), "--resume", "--max-steps", "4"], standalone_mode=False)
+    said = capfd.readouterr().err
+    assert "jax on cpu, float64, shared 2 x 1 with weights made the steps so far, jax on cpu, float64 goes on" in said
+    assert_is_the_run(run, whole)
+
+
 @pytest.mark.thorough
 def test_a_run_of_four_processes_is_that_of_one(text: Path, tmp_path: Path, whole: Path) -> None:
     four = tmp_path / "four"
@@ -98,6 +101,10 @@ class Many(Team):
     rank, size = 1, 4
 
 
+class OfTwoDevicesEach(Many):
+    places = 8
+
+
 def test_the_processes_of_a_launcher_share_batches_unless_told_otherwise() -> None:
     assert spread_of(TrainConfig(), Team()) is None
     assert spread_of(TrainConfig(), Many()) == Spread(4, 1)
@@ -105,5 +112,8 @@ def test_the_processes_of_a_launcher_share_batches_unless_told_otherwise() -> No
     assert spread_of(TrainConfig(data_parallel=2), Team()) == Spread(2, 1)
     with pytest.raises(TrainError, match="data_parallel 2 x neuron_parallel 1 is not 4, the number of processes"):
         spread_of(TrainConfig(data_parallel=2), Many())
+    assert spread_of(TrainConfig(neuron_parallel=2), OfTwoDevicesEach()) == Spread(4, 2)
+    with pytest.raises(TrainError, match="data_parallel 4 x neuron_parallel 1 is not 8, the number of their devices"):
+        spread_of(TrainConfig(data_parallel=4), OfTwoDevicesEach())
     with pytest.raises(TrainError, match="batch_size is 6, which does not divide among 4"):
         spread_of(TrainConfig(batch_size=6), Many())

@@ -1,8 +1,5 @@
 """Training shared by several processes or devices is the training of one, within rounding."""
 
-import os
-import socket
-import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -10,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from launching import launched
 
 import bdh_spec
 from bdh_conformance import Expectation, assert_agrees
@@ -18,9 +16,9 @@ from bdh_spec import AdamW, BDHConfig, BDHError, Spread
 from bdh_spec.params import Array
 
 sys.path.insert(0, str(Path(__file__).parent))
-from steps_on_many import batches, config, params, trained
+from steps_on_many import LONGEST, batches, config, params, trained
 
-SCRIPT, BIN = Path(__file__).parent / "steps_on_many.py", Path(sys.executable).parent
+SCRIPT = Path(__file__).parent / "steps_on_many.py"
 ALONE = Spread(1, 1)
 TWO = [
     ("torch", Spread(data=2)),
@@ -28,6 +26,8 @@ TWO = [
     ("torch", Spread(data=2, shares_weights=True)),
     ("jax", Spread(data=2)),
     ("jax", Spread(neurons=2)),
+    ("jax.distributed", Spread(data=2)),
+    ("jax.distributed", Spread(neurons=2)),
     ("mlx", Spread(data=2)),
 ]
 FOUR = [
@@ -37,6 +37,7 @@ FOUR = [
     ("torch", Spread(data=2, neurons=2, shares_weights=True)),
     ("jax", Spread(data=2, neurons=2)),
     ("jax", Spread(data=2, neurons=2, shares_weights=True)),
+    ("jax.distributed", Spread(data=2, neurons=2, shares_weights=True)),  # on two processes of two devices each
     ("mlx", Spread(data=4)),
 ]
 ALL = [*TWO, *(pytest.param(*each, marks=pytest.mark.thorough) for each in FOUR)]
@@ -47,55 +48,66 @@ DROPPED = {
     ("torch", Spread(data=2, shares_weights=True)): 2,
     ("mlx", Spread(data=2)): 2,
     ("jax", Spread(data=2)): 1,
+    ("jax.distributed", Spread(data=2)): 1,
 }
+STREAMED = "bdh_torch.backend:StreamedTorchBackend"
+BEYOND = 1100  # tokens: more than any port reads without a state, or in one chunk
+LONG = [
+    (STREAMED, Spread(neurons=2)),
+    (STREAMED, Spread(data=2, shares_weights=True)),
+    pytest.param("torch", Spread(neurons=2), marks=pytest.mark.thorough),
+    pytest.param("jax", Spread(data=2, neurons=2), marks=pytest.mark.thorough),
+    pytest.param("mlx", Spread(data=2), marks=pytest.mark.thorough),
+]
 
 
-def launched(port: str, spread: Spread, *words: object) -> subprocess.CompletedProcess[str]:
+def run(port: str, spread: Spread, longest: int, *words: object) -> None:
     """Run the script of this test by the port's own launcher."""
-    kinds = "shares" if spread.shares_weights else "-"
-    script = [str(SCRIPT), port, "float64", str(spread.data), str(spread.neurons), kinds, *map(str, words)]
-    command = {
-        "torch": [str(BIN / "torchrun"), "--standalone", "--nproc-per-node", str(spread.size), *script],
-        "mlx": [str(BIN / "mlx.launch"), "-n", str(spread.size), *ring(), "--", sys.executable, *script],
-        "jax": [sys.executable, *script],
-    }[port]
-    devices = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={spread.size}"} if port == "jax" else {}
-    return subprocess.run(
-        command, env=os.environ | {"OMP_NUM_THREADS": "1"} | devices, capture_output=True, text=True, check=False, timeout=600
-    )
+    framework, many = framework_of(port), processes(port, spread)
+    kinds, found = "shares" if spread.shares_weights else "-", "jax" if framework == "jax" else port
+    program = [SCRIPT, found, "float64", spread.data, spread.neurons, kinds, longest, *words]
+    launched(framework, many, *program, devices=spread.size // many)
 
 
-def ring() -> list[str]:
-    """Free ports for MLX's ring, which takes one after the other from the first."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return ["--backend", "ring", "--starting-port", str(min(free.getsockname()[1], 65000)), "--env", "OMP_NUM_THREADS=1"]
+def framework_of(port: str) -> str:
+    return port.partition(".")[0].removeprefix("bdh_")
+
+
+def processes(port: str, spread: Spread) -> int:
+    """How many processes share a model: JAX has several devices in each."""
+    return {"jax": 1, "jax.distributed": 2}.get(port, spread.size)
 
 
 @cache
-def alone(port: str, dropout: float, parts: int) -> dict[str, Array]:
+def alone(port: str, dropout: float, parts: int, longest: int) -> dict[str, Array]:
     """The same steps in this process."""
     model = bdh_spec.get_backend(port).load(params(), config(dropout), device="cpu", dtype="float64")
-    return trained(model, parts)
+    return trained(model, parts, longest)
 
 
-def assert_all_are(found: Path, port: str, spread: Spread, dropout: float, wanted: dict[str, Array]) -> None:
+def assert_all_are(found: Path, port: str, many: int, dropout: float, wanted: dict[str, Array]) -> None:
     """Every process has what one process has that is alone."""
     allowed = {name: Expectation(value.ravel(), FLOAT64, FLOAT64) for name, value in wanted.items()}
     files = sorted(found.glob(f"{dropout}-*.npz"))
-    assert len(files) == (1 if port == "jax" else spread.size)
+    assert len(files) == many
     for file in files:
         assert_agrees(port, {name: value.ravel() for name, value in np.load(file).items()}, allowed)
 
 
 @pytest.mark.parametrize(("port", "spread"), ALL)
 def test_three_steps_are_those_of_the_specification_and_r8_drop_as_one_does(port: str, spread: Spread, tmp_path: Path) -> None:
-    parts = DROPPED.get((port, spread))
-    done = launched(port, spread, tmp_path, 0.0, *([DROPOUT] if parts else []))
-    assert done.returncode == 0, done.stderr
-    assert_all_are(tmp_path, port, spread, 0.0, alone("numpy", 0.0, 1))
+    parts, many = DROPPED.get((port, spread)), processes(port, spread)
+    run(port, spread, LONGEST, tmp_path, 0.0, *([DROPOUT] if parts else []))
+    assert_all_are(tmp_path, port, many, 0.0, alone("numpy", 0.0, 1, LONGEST))
     if parts:
-        assert_all_are(tmp_path, port, spread, DROPOUT, alone(port, DROPOUT, parts))
+        assert_all_are(tmp_path, port, many, DROPOUT, alone(framework_of(port), DROPOUT, parts, LONGEST))
+
+
+@pytest.mark.parametrize(("port", "spread"), LONG)
+def test_long_texts_are_read_by_all_as_by_one(port: str, spread: Spread, tmp_path: Path) -> None:
+    """Beyond the lengths at which a port goes over to chunks and to the streamed kernel, which shares of neurons do without."""
+    run(port, spread, BEYOND, tmp_path, 0.0)
+    assert_all_are(tmp_path, port, processes(port, spread), 0.0, alone("numpy", 0.0, 1, BEYOND))
 
 
 REFUSED: dict[str, tuple[str, Spread, dict[str, Any], str]] = {
@@ -122,6 +134,20 @@ def test_what_cannot_be_shared_is_refused_in_a_sentence(case: str) -> None:
     weights = bdh_spec.init(configured, np.random.default_rng(0))
     with pytest.raises(BDHError, match=sentence):
         bdh_spec.get_backend(port).load(weights, configured, device="cpu", spread=spread)
+
+
+@pytest.mark.parametrize(
+    ("number", "sentence"), [("two", "invalid literal"), ("2", "before any JAX")], ids=["no number", "too late"]
+)
+def test_processes_of_jax_that_cannot_meet_are_one_sentence(
+    number: str, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = bdh_spec.get_backend("jax")
+    assert backend.devices()
+    for name, value in (("COORDINATOR_ADDRESS", "127.0.0.1:1"), ("NUM_PROCESSES", number), ("PROCESS_ID", "0")):
+        monkeypatch.setenv(f"JAX_{name}", value)
+    with pytest.raises(BDHError, match=rf"could not meet the others of 127.0.0.1:1 \(.*{sentence}.*check JAX_NUM_PROCESSES"):
+        backend.team()
 
 
 def test_a_spread_of_one_is_the_model_itself() -> None:

@@ -7,7 +7,7 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-from bdh_spec import Params, fingerprint
+from bdh_spec import BDHConfig, Params, fingerprint
 from bdh_spec.params import count
 from bdh_train.config import TrainConfig
 
@@ -26,14 +26,15 @@ class Findings:
     port: str
 
 
-def card(config: TrainConfig, params: Params, found: Findings) -> str:
+def card(config: TrainConfig, params: Params, sizes: BDHConfig, found: Findings) -> str:
     """The card, in Markdown."""
     windows = f"{config.block_size}" if config.min_block_size is None else f"{config.min_block_size} to {config.block_size}"
     batches = f"{config.accumulate} batches of " if config.accumulate > 1 else ""
     facts = {
-        "configuration": ", ".join(f"{k} {v}" for k, v in config.model.as_dict().items()),
-        "parameters": f"{count(config.model):,}",
-        "fingerprint": f"`{fingerprint(params)}`",
+        "configuration": ", ".join(f"{k} {v}" for k, v in sizes.as_dict().items()),
+        **({} if sizes.freqs is None else {"frequencies": "its own, which are not BDH's (R4): the file carries them"}),
+        "parameters": f"{count(sizes):,}",
+        "fingerprint": f"`{fingerprint(params, sizes.freqs)}`",
         "data": f"{', '.join(map(name_of, config.data))}: {found.training_bytes:,} bytes to train on",
         "fingerprint of the data": f"`{found.data}`",
         "started from": name_of(config.init_from) if config.init_from else f"fresh weights, seed {config.seed}",

@@ -8,14 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import safetensors
 
-from bdh_spec import AdamW, BDHConfig, CheckpointError, OptimizerState, Params
-from bdh_spec.checkpoint import metadata
+from bdh_spec import AdamW, BDHConfig, CheckpointError, Frequencies, OptimizerState, Params
+from bdh_spec.checkpoint import FREQS, metadata
 from bdh_spec.files import read_safetensors, write_safetensors
 from bdh_spec.params import Array
 
@@ -30,6 +30,7 @@ class Progress:
     step: int = 0  # steps made
     best_loss: float | None = None  # on held-out text
     best_step: int = 0
+    best_print: str = ""  # the fingerprint of the best weights
     misses: int = 0  # measures since the best
     has_given_up: bool = False  # getting better
     port: str = ""  # that made the last step, and on what
@@ -51,6 +52,8 @@ def save(path: Path, checkpoint: Checkpoint, config: BDHConfig) -> None:
     tensors = checkpoint.params._asdict()
     for which, five in zip(MOMENTS, (state.first, state.second), strict=True):
         tensors |= {f"optimizer.{which}.{name}": values for name, values in five._asdict().items()}
+    if config.freqs is not None:
+        tensors[FREQS] = config.freqs.array
     said = {"progress": asdict(checkpoint.progress), "optimizer": asdict(state.settings) | {"step": state.step}}
     about = metadata(config) | {PROGRESS: json.dumps(said)}
     write_safetensors(path, tensors, about | {CHECKSUM: checksum(tensors, about)})
@@ -67,7 +70,9 @@ def load(path: Path) -> tuple[Checkpoint, BDHConfig]:
     step = settings.pop("step")
     adamw = AdamW(**(settings | {name: tuple(settings[name]) for name in ("betas", "frozen")}))
     state = OptimizerState(adamw, step, first, second, masters=params)
-    return Checkpoint(params, state, Progress(**said["progress"])), BDHConfig.from_dict(json.loads(about["config"]))
+    own = Frequencies(tensors[FREQS]) if FREQS in tensors else None
+    config = replace(BDHConfig.from_dict(json.loads(about["config"])), freqs=own)
+    return Checkpoint(params, state, Progress(**said["progress"])), config
 
 
 def best_step(path: Path) -> int:

@@ -11,12 +11,13 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import bdh_spec
 from bdh_spec import AdamW, BDHConfig, BDHError
 from bdh_spec.dtypes import dtype_name
 from bdh_spec.files import shown
+from bdh_spec.registry import Freqs
 
 SIZES = {
     "hatchling": BDHConfig(n_layer=4, n_embd=64, n_head=4, mlp_internal_dim_multiplier=32),
@@ -27,6 +28,7 @@ SIZES = {
 RATE_OF_WIDTH = 0.256  # the wider a model, the smaller its steps
 TEMPLATES = ("system", "instruction", "both", "full")
 SCHEDULES = ("cosine", "constant")
+FREQS = typing.get_args(Freqs)
 MODEL = bdh_spec.config.SIZES
 MAY_CHANGE = (  # at --resume
     *("backend", "device", "data_parallel", "neuron_parallel", "shard_weights"),
@@ -60,6 +62,7 @@ class TrainConfig:
     dropout: float | None = about(None, "Share of neurons that a step drops.  [default: 0.1]")
     vocab_size: int | None = about(None, "Tokens; bytes are 256.")
     init_from: str | None = about(None, "Start from the weights of this checkpoint, of any dialect.")
+    freqs: str | None = about(None, "Of frequencies in it that are not BDH's: keep them, or reset them to BDH's.")
     freeze: tuple[str, ...] = about((), "Weights that stay as they are: embed, encoder, encoder_v, decoder, lm_head.")
     backend: str = about("auto", "numpy, torch, mlx, jax, or auto: what suits this machine.")
     device: str | None = about(None, "Such as cpu, cuda, mps, gpu, tpu.  [default: the port's best]")
@@ -102,6 +105,7 @@ class TrainConfig:
         one_of("size", self.size, tuple(SIZES))
         one_of("template", self.template, TEMPLATES)
         one_of("schedule", self.schedule, SCHEDULES)
+        one_of("freqs", self.freqs, FREQS)
         for name in (
             "block_size",
             "batch_size",
@@ -126,7 +130,7 @@ class TrainConfig:
 
     @property
     def model(self) -> BDHConfig:
-        """The sizes of the model, once they are resolved."""
+        """The sizes of the model, once they are resolved. Frequencies of its own come with its weights."""
         return BDHConfig(**{name: getattr(self, name) for name in MODEL})
 
     @property
@@ -232,15 +236,9 @@ def resolve(config: TrainConfig) -> TrainConfig:
 
 
 def read_initial(config: TrainConfig) -> tuple[bdh_spec.Params, BDHConfig]:
-    """The checkpoint to start from."""
+    """The checkpoint to start from: its weights, and its sizes with frequencies of its own, if it brings any."""
     assert config.init_from is not None
-    params, theirs = bdh_spec.read(Path(config.init_from), config.n_layer)
-    if theirs.freqs is not None:
-        raise TrainError(
-            f"{config.init_from} turns by frequencies of its own, which are no part of a run: bdh-convert --freqs reset"
-            " puts BDH's table back, and training goes on from there"
-        )
-    return params, theirs
+    return bdh_spec.read(Path(config.init_from), config.n_layer, cast("Freqs | None", config.freqs))
 
 
 def differing(ours: TrainConfig, theirs: TrainConfig) -> list[str]:

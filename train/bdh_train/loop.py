@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import bdh_spec
-from bdh_spec import Backend, Model, Optimizer, Params, Spread, Team
+from bdh_spec import Backend, BDHConfig, BDHError, Model, Optimizer, Params, Spread, Team, fingerprint
 from bdh_spec.params import count
 from bdh_train import memory
 from bdh_train.batches import batches, held_out
@@ -71,7 +71,7 @@ class Run:
         state = self.model.export_optimizer(self.optimizer)
         params = state.masters or self.model.params()
         found = Checkpoint(params, dataclasses.replace(state, masters=None), self.progress)
-        return self.folder.save(found, self.config.model, self.config.keep)
+        return self.folder.save(found, self.model.config, self.config.keep)
 
     def sample(self) -> bytes:
         text: bytes = self.model.generate(self.config.prompt, SAMPLE, 0.8, 50, self.config.seed)
@@ -96,7 +96,8 @@ def train(
     with folder_for(Path(config.out), resume, team) as folder:
         with in_turn(team):
             config = taken_up(config, folder, given, talk) if resume else resolve(config)
-            run = begin(config, folder, backend, team, resume, talk)
+            found = gathered(config, folder, resume, talk)
+        run = begin(config, folder, found, backend, team, talk)
         announce(run)
         if not run.is_done:
             steps(run, stop)
@@ -136,49 +137,64 @@ def changed(config: TrainConfig) -> list[str]:
     return [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != f.default]
 
 
-def begin(config: TrainConfig, folder: RunFolder, backend: Backend, team: Team, resume: bool, talk: Talk) -> Run:
-    """Everything in place for the next step."""
-    spread = spread_of(config, team)
+@dataclass(frozen=True)
+class Found:
+    """What a run reads before it loads a model: on several processes one after the other, which loading takes all at once."""
+
+    training: Text
+    held_out: Text
+    data: str  # the fingerprint of the text to train on
+    is_new: bool
+    saved: tuple[Checkpoint, BDHConfig] | None  # where it goes on from
+
+
+def gathered(config: TrainConfig, folder: RunFolder, resume: bool, talk: Talk) -> Found:
+    """The text, and what the folder has of a run that goes on."""
     if not resume:
         folder.clear()
     training, measured = open_data(config, folder.path)
-    data = training.fingerprint()
-    found = folder.last(talk.say) if resume else None
-    if found is None:
-        params = initial(config)
-        model = load(backend, params, config, spread)
-        if not resume:
-            folder.begin(config)
-        folder.rewind(0)
-        progress = Progress(data=data)
+    found = Found(training, measured, training.fingerprint(), not resume, folder.last(talk.say) if resume else None)
+    if found.saved is None:
         if resume:
             why = "no checkpoint is whole: the run begins again" if folder.saved() else "nothing was saved yet: the run begins"
             talk.say(f"{why} at its first step")
+    elif (progress := found.saved[0].progress).data != found.data:
+        raise TrainError(f"the data is not what step {progress.step} had read: bring back {', '.join(config.data)}")
+    return found
+
+
+def begin(config: TrainConfig, folder: RunFolder, found: Found, backend: Backend, team: Team, talk: Talk) -> Run:
+    """Everything in place for the next step."""
+    spread = spread_of(config, team)
+    if found.saved is None:
+        model, progress = load(backend, *initial(config), config, spread), Progress(data=found.data)
         optimizer = model.optimizer(config.adamw())
-        return Run(config, folder, training, measured, model, optimizer, progress, talk, team, spread)
-    saved, _ = found
-    if saved.progress.data != data:
-        raise TrainError(f"the data is not what step {saved.progress.step} had read: bring back {', '.join(config.data)}")
-    model = load(backend, saved.params, config, spread)
-    folder.rewind(saved.progress.step)
-    optimizer = model.import_optimizer(saved.optimizer)
-    run = Run(config, folder, training, measured, model, optimizer, saved.progress, talk, team, spread)
-    if saved.progress.port != port_of(run):
-        talk.say(f"{saved.progress.port} made the steps so far, {port_of(run)} goes on: bits may differ from here")
-    talk.say(f"{run.progress.step} steps are done already")
+        if found.is_new:
+            folder.begin(config)
+    else:
+        saved, sizes = found.saved
+        model, progress = load(backend, saved.params, sizes, config, spread), saved.progress
+        optimizer = model.import_optimizer(saved.optimizer)
+    folder.rewind(progress.step)
+    run = Run(config, folder, found.training, found.held_out, model, optimizer, progress, talk, team, spread)
+    if found.saved is not None:
+        if progress.port != port_of(run):
+            talk.say(f"{progress.port} made the steps so far, {port_of(run)} goes on: bits may differ from here")
+        talk.say(f"{progress.step} steps are done already")
     return run
 
 
-def initial(config: TrainConfig) -> Params:
-    """The weights to start from: those of a checkpoint, or fresh ones of the seed, the same for every port."""
+def initial(config: TrainConfig) -> tuple[Params, BDHConfig]:
+    """The model to start from: that of a checkpoint, or fresh weights of the seed, the same for every port."""
     if config.init_from:
-        params, _ = read_initial(config)
-        return Params(*(np.asarray(weight, np.float32) for weight in params))
-    return bdh_spec.init(config.model, np.random.default_rng(config.seed))
+        params, theirs = read_initial(config)
+        sizes = dataclasses.replace(config.model, freqs=theirs.freqs)
+        return Params(*(np.asarray(weight, np.float32) for weight in params)), sizes
+    return bdh_spec.init(config.model, np.random.default_rng(config.seed)), config.model
 
 
-def load(backend: Backend, params: Params, config: TrainConfig, spread: Spread | None = None) -> Model:
-    return backend.load(params, config.model, device=config.device, dtype=config.dtype, spread=spread)
+def load(backend: Backend, params: Params, sizes: BDHConfig, config: TrainConfig, spread: Spread | None = None) -> Model:
+    return backend.load(params, sizes, device=config.device, dtype=config.dtype, spread=spread)
 
 
 def port_of(run: Run) -> str:
@@ -210,7 +226,7 @@ def steps(run: Run, stop: Callable[[], bool]) -> None:
     config, progress = run.config, run.progress
     progress.port, first, drawn = port_of(run), progress.step, time.monotonic()
     board = Board(run.folder.path / "tensorboard" if run.team.is_first else None)
-    with run.talk.steps(first, config.max_steps):
+    with board, run.talk.steps(first, config.max_steps):
         while not run.is_done:
             line = step(run)
             run.folder.note(line)
@@ -225,7 +241,6 @@ def steps(run: Run, stop: Callable[[], bool]) -> None:
                 run.save()
             if run.team.any(stop()):
                 break
-    board.close()
 
 
 def step(run: Run) -> dict[str, Any]:
@@ -252,8 +267,10 @@ def judge(run: Run, value: float) -> None:
     """Keep the best weights; end a run that no more gets better."""
     progress = run.progress
     if progress.best_loss is None or value < progress.best_loss:
+        params, sizes = run.params(), run.model.config
         progress.best_loss, progress.best_step, progress.misses = value, progress.step, 0
-        run.folder.keep_best(progress.step, run.params(), run.config.model)
+        progress.best_print = fingerprint(params, sizes.freqs)
+        run.folder.keep_best(progress.step, params, sizes)
         return
     progress.misses += 1
     if run.config.patience and progress.misses >= run.config.patience:
@@ -263,13 +280,13 @@ def judge(run: Run, value: float) -> None:
 
 def finish(run: Run) -> None:
     """The best weights as the model, its card, and the curve."""
-    params, _ = bdh_spec.read(run.folder.best(run.progress.best_step))
-    model = load(bdh_spec.get_backend(run.model.backend), params, run.config)
-    bdh_spec.save(run.folder.model, params, run.config.model)
+    step, params, sizes = best(run)
+    model = load(bdh_spec.get_backend(run.model.backend), params, sizes, run.config)
+    bdh_spec.save(run.folder.model, params, sizes)
     value = mean_loss(model, held_out(run.config, run.held_out))
     text: bytes = model.generate(run.config.prompt, SAMPLE, 0.8, 50, run.config.seed)
     found = Findings(
-        step=run.progress.best_step,
+        step=step,
         training_bytes=len(run.training),
         held_out_bytes=len(run.held_out),
         data=run.progress.data,
@@ -278,10 +295,32 @@ def finish(run: Run) -> None:
         sample=text,
         port=run.progress.port,
     )
-    run.folder.write(run.folder.path / "README.md", card(run.config, params, found))
+    run.folder.write(run.folder.path / "README.md", card(run.config, params, sizes, found))
     if not draw(run.folder.path / "curve.png", run.folder.lines()):
         run.talk.say("no curve.png, which matplotlib draws: pip install 'bdh-spec[train]'")
     run.talk.say(f"{found.bits:.3f} bits per byte on held-out text: {run.folder.model}, and its card beside it")
+
+
+def best(run: Run) -> tuple[int, Params, BDHConfig]:
+    """The step, weights and sizes that were best on held-out text, or those saved last where the best were damaged."""
+    progress, path = run.progress, run.folder.best(run.progress.best_step)
+    try:
+        params, sizes = bdh_spec.read(path)
+        if fingerprint(params, sizes.freqs) == progress.best_print:
+            return progress.best_step, params, sizes
+        why = "it does not hold what was written"
+    except BDHError as error:
+        if isinstance(error.__context__, OSError):  # a disk that fails may give it another time
+            raise
+        why = str(error)
+    last = run.folder.last(run.talk.say)
+    if last is None:
+        raise TrainError(
+            f"{path.name} is damaged ({why}), and so is every checkpoint beside it: begin again, with another --out"
+        )
+    saved, sizes = last
+    run.talk.say(f"{path.name} is damaged ({why}): the model is that of step {saved.progress.step}, which was saved last")
+    return saved.progress.step, saved.params, sizes
 
 
 def result(run: Run, path: Path) -> Result:

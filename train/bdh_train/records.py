@@ -38,9 +38,25 @@ def extracted(source: Path | str, config: TrainConfig, target: Path) -> Iterator
                 sizes.append(file.write(text_of(record, config, f"record {number} of {source}")))
         with whole_file(lengths) as part, part.open("wb") as file:
             np.save(file, np.array(sizes, np.int64))
-    ends = np.cumsum(np.load(lengths))
+    ends = ends_of(lengths)
     whole = np.memmap(target, np.uint8, "r") if target.stat().st_size else np.zeros(0, np.uint8)
+    if (int(ends[-1]) if len(ends) else 0) != len(whole):
+        raise damaged(target.parent)
     yield from (whole[end - size : end] for end, size in zip(ends.tolist(), np.diff(ends, prepend=0).tolist(), strict=True))
+
+
+def ends_of(lengths: Path) -> Array:
+    """Where each text ends, from the file of their lengths."""
+    try:
+        sizes = np.load(lengths)
+    except (ValueError, EOFError):
+        raise damaged(lengths.parent) from None
+    return np.cumsum(sizes)
+
+
+def damaged(folder: Path) -> TrainError:
+    """Texts that are no more what was written: nothing but what the records say is lost with them."""
+    return TrainError(f"{folder} is damaged: remove it, and the texts of the records are written there again")
 
 
 def named_on_the_hub(name: str) -> str:

@@ -149,11 +149,15 @@ def working_in(path: Path, resume: bool) -> Iterator[RunFolder]:
                 raise TrainError(f"another process trains in {path}: wait for it, or give another --out")
             clear_parts(path)
             yield folder
+    except (BDHError, OSError):
+        if not path.exists():
+            raise TrainError(f"{path} was removed while the run was in it: begin another, with --out elsewhere") from None
+        raise
     finally:
         if not folder.config.exists():  # no run has begun: leave nothing that looks like one
             folder.clear()
             lock.unlink(missing_ok=True)
-            if is_new:
+            if is_new and path.exists():
                 path.rmdir()
 
 

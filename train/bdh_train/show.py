@@ -69,24 +69,36 @@ class Talk:
 
 
 class Board:
-    """TensorBoard's files, where there is a folder for them and it is installed; else nothing."""
+    """TensorBoard's files, where there is a folder for them and it is installed and does what it should; else nothing."""
 
     def __init__(self, folder: Path | None) -> None:
         self.writer: Any = None
         if folder is not None and find_spec("tensorboard") is not None:
-            try:
+            with self.trying():
                 self.writer = importlib.import_module("tensorboard.summary").Writer(str(folder))
-            except Exception:  # noqa: BLE001  a decoration that is broken must not end a run
-                self.writer = None
+
+    def __enter__(self) -> Board:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.writer is not None:
+            with self.trying():
+                self.writer.close()
 
     def add(self, line: dict[str, Any]) -> None:
+        """The numbers of a step."""
         for name in ("loss", "rate", "val_loss", "val_bits_per_byte"):
             if self.writer is not None and name in line:
-                self.writer.add_scalar(name, line[name], line["step"])
+                with self.trying():
+                    self.writer.add_scalar(name, line[name], line["step"])
 
-    def close(self) -> None:
-        if self.writer is not None:
-            self.writer.close()
+    @contextmanager
+    def trying(self) -> Iterator[None]:
+        """Do without it from the first failure on: its thread may fail at any time, and a decoration must not end a run."""
+        try:
+            yield
+        except Exception:  # noqa: BLE001  whatever it is that failed
+            self.writer = None
 
 
 def draw(path: Path, lines: list[dict[str, Any]]) -> bool:

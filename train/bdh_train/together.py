@@ -15,11 +15,11 @@ from bdh_train.run_folder import RunFolder, working_in
 
 def spread_of(config: TrainConfig, team: Team) -> Spread | None:
     """How the model lies on the processes of a team, or on devices of one process; None where nothing is shared."""
-    neurons = config.neuron_parallel
-    data = config.data_parallel or max(team.size // neurons, 1)
-    if team.size > 1 and data * neurons != team.size:
+    neurons, what = config.neuron_parallel, "processes" if team.places == team.size else "their devices"
+    data = config.data_parallel or max(team.places // neurons, 1)
+    if team.size > 1 and data * neurons != team.places:
         raise TrainError(
-            f"data_parallel {data} x neuron_parallel {neurons} is not {team.size}, the number of processes: start as many,"
+            f"data_parallel {data} x neuron_parallel {neurons} is not {team.places}, the number of {what}: start as many,"
             " or leave data_parallel out"
         )
     if config.batch_size % data:

@@ -19,7 +19,7 @@ from bdh_jax.forms import Kernel
 from bdh_jax.generation import advance_donated, filled, pieces
 from bdh_jax.layer import wide
 from bdh_jax.model import RecurrentState
-from bdh_jax.parallel import DATA, PLATFORMS, devices_of, find_device, lying, mesh, shardings
+from bdh_jax.parallel import DATA, PLATFORMS, JAXTeam, devices_of, find_device, is_launched, lying, mesh, shardings
 from bdh_jax.rope import words
 from bdh_spec.config import BDHConfig
 from bdh_spec.dtypes import DTYPES
@@ -29,7 +29,7 @@ from bdh_spec.optimizer import AdamW, OptimizerState, dropout_seed
 from bdh_spec.params import Array, Params, cast
 from bdh_spec.protocol import USUAL, Backend, Batch, Capabilities, Model, own_texts
 from bdh_spec.rope import Phase
-from bdh_spec.spread import KINDS, Spread
+from bdh_spec.spread import KINDS, Spread, Team
 
 trace = jax.jit(model.trace, static_argnames=("config", "phase"))
 unrounded = jax.jit(training.unrounded)
@@ -151,7 +151,7 @@ class JAXModel(Model):
     ) -> training.Moments:
         """The moments on the device: zeros, and the weights as they are, where none are given. Made without a program."""
         dtype, narrow = np.dtype(wide(self.dtype)), training.is_narrow(self._params)
-        held = [np.asarray(weight, dtype) for weight in self._params]
+        held = [self._numpy(weight) for weight in self._params]
         zeros = Params(*map(np.zeros_like, held))
         moments = training.Moments(first or zeros, second or zeros, (masters or Params(*held)) if narrow else None)
         given = jax.tree.map(lambda value: np.asarray(value, dtype), moments)
@@ -194,6 +194,10 @@ class SpreadModel(JAXModel):
         divides = len(ids) % self._mesh.shape[DATA] == 0  # those of a step do
         return jax.device_put(ids, lying(self._mesh, DATA)) if divides else ids
 
+    def _numpy(self, value: jax.Array) -> Array:
+        with self._precision():  # of a part that lies with another process, nothing can be read here
+            return super()._numpy(jax.device_put(value, self._device))
+
     def _train_step(self, native: Optimizer, batches: list[Batch], rate: float) -> float:
         own_texts(batches, 0, self._mesh.shape[DATA])  # which refuses what does not divide
         value = super()._train_step(native, batches, rate)
@@ -223,6 +227,9 @@ class JAXBackend(Backend):
     def memory(self, device: str) -> int | None:
         has: dict[str, int] = find_device(device).memory_stats() or {}
         return has.get("bytes_limit") or super().memory(device)
+
+    def team(self) -> Team:
+        return JAXTeam() if is_launched() else Team()
 
     def _load(self, params: Params, config: BDHConfig, *, device: str, dtype: str, phase: Phase) -> Model:
         return JAXModel(params, config, device=device, dtype=dtype, phase=phase, kernel=self.kernel)

@@ -6,15 +6,58 @@ sums where parts meet.
 
 from __future__ import annotations
 
+import os
+
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bdh_spec.errors import CapabilityError
+from bdh_spec.files import shown
 from bdh_spec.params import Params
-from bdh_spec.spread import Spread
+from bdh_spec.spread import Spread, Team
 
 PLATFORMS = ("cuda", "rocm", "tpu", "cpu")  # JAX's own names, the best first
 DATA, NEURONS = "data", "neurons"  # the axes of a mesh
+PATIENCE = 3600  # seconds for which those that are done wait for the one that writes what was made
+ADDRESS, NUMBER, PLACE = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+
+
+class JAXTeam(Team):
+    """The processes that found one another by ``jax.distributed``, each with devices of its own."""
+
+    def __init__(self) -> None:
+        if not jax.distributed.is_initialized():
+            join()
+        self.rank, self.size = jax.process_index(), jax.process_count()
+
+    @property
+    def places(self) -> int:
+        return jax.device_count()
+
+    def any(self, wish: bool) -> bool:
+        return bool(multihost_utils.process_allgather(np.array(wish)).any())
+
+    def wait(self) -> None:
+        multihost_utils.sync_global_devices("all are here")
+
+
+def join() -> None:
+    """Meet the other processes. What is not said is found out where a cluster tells it: Slurm, MPI, Kubernetes, TPU pods."""
+    try:
+        number, place = (int(os.environ[name]) if name in os.environ else None for name in (NUMBER, PLACE))
+        jax.distributed.initialize(num_processes=number, process_id=place, shutdown_timeout_seconds=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        raise CapabilityError(
+            f"this process could not meet the others of {os.environ.get(ADDRESS)} ({shown(error, 200)}): check {NUMBER} and"
+            f" {PLACE}, and choose the jax port by its name, so that nothing asks JAX for devices before"
+        ) from None
+
+
+def is_launched() -> bool:
+    """Whether this process is one of several, which the program itself or whoever started it has told."""
+    return jax.distributed.is_initialized() or ADDRESS in os.environ
 
 
 def devices_of(platform: str) -> list[jax.Device]:
@@ -26,12 +69,13 @@ def devices_of(platform: str) -> list[jax.Device]:
 
 
 def find_device(name: str) -> jax.Device:
-    """The device of a name such as ``cpu`` or ``cuda:1``."""
+    """The device of a name such as ``cpu``, which is the first of this process, or ``cuda:1``."""
     platform, _, number = name.partition(":")
     found = {str(device.id): device for device in devices_of(platform)}
-    if (number or "0") not in found:
+    number = number or next((its for its, device in found.items() if device.process_index == jax.process_index()), "0")
+    if number not in found:
         raise CapabilityError(f"the jax port has no device {name!r} here: {platform} has numbers {', '.join(found)}")
-    return found[number or "0"]
+    return found[number]
 
 
 def mesh(device: str, spread: Spread) -> Mesh:

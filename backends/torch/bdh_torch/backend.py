@@ -219,7 +219,7 @@ class TorchBackend(Backend):
 
         if device == "cuda":
             device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-        return SpreadModel(params, config, spread, device=device, dtype=dtype, phase=phase)
+        return SpreadModel(params, config, spread, device=device, dtype=dtype, phase=phase, kernel=self.kernel)
 
     def _load(self, params: Params, config: BDHConfig, *, device: str, dtype: str, phase: Phase) -> Model:
         if device == "mps" and dtype == "float64":

@@ -79,10 +79,14 @@ class TorchTeam(Team):
 
 
 class ShareOfNeurons(BDH):
-    """A BDH of some of the neurons, which sees and decodes together with the others."""
+    """A BDH of some of the neurons, which sees and decodes together with the others.
+
+    It reads by the plain kernel at every size: the streamed one and that of single tokens go through a layer without a stop at
+    which shares could meet.
+    """
 
     def __init__(self, config: BDHConfig, mesh: DeviceMesh, phase: Phase) -> None:
-        super().__init__(config, phase=phase)
+        super().__init__(config, phase=phase, kernel="plain")
         self.mesh = mesh
 
     def _layer(self, x: Tensor, rotations: Tensor, attend: Attend, note: Note = unnoted) -> Tensor:
@@ -123,7 +127,17 @@ class SpreadOptimizer(Optimizer):
 class SpreadModel(TorchModel):
     """A BDH on a mesh of processes, for training: every process asks it the same, at the same time."""
 
-    def __init__(self, params: Params, config: BDHConfig, spread: Spread, *, device: str, dtype: str, phase: Phase) -> None:
+    def __init__(
+        self,
+        params: Params,
+        config: BDHConfig,
+        spread: Spread,
+        *,
+        device: str,
+        dtype: str,
+        phase: Phase,
+        kernel: Kernel | None = None,
+    ) -> None:
         if not distributed.is_initialized() or distributed.get_world_size() != spread.size:
             here = distributed.get_world_size() if distributed.is_initialized() else 1
             raise CapabilityError(
@@ -132,7 +146,7 @@ class SpreadModel(TorchModel):
         self.spread = spread
         self.mesh = init_device_mesh(torch.device(device).type, (spread.data, spread.neurons), mesh_dim_names=(DATA, NEURONS))
         self.place, self.share = (self.mesh.get_local_rank(axis) for axis in (DATA, NEURONS))
-        super().__init__(params, config, device=device, dtype=dtype, phase=phase)
+        super().__init__(params, config, device=device, dtype=dtype, phase=phase, kernel=kernel)
 
     def params(self) -> Params:
         return self._whole([piece.to(getattr(torch, self.dtype)) for piece in self._pieces()])
@@ -162,7 +176,7 @@ class SpreadModel(TorchModel):
         c = replace(c, mlp_internal_dim_multiplier=c.mlp_internal_dim_multiplier // shares, freqs=own)
 
         def empty() -> BDH:
-            return BDH(c, phase=self.phase) if shares == 1 else ShareOfNeurons(c, self.mesh[NEURONS], self.phase)
+            return BDH(c, phase=self.phase, kernel=kernel) if shares == 1 else ShareOfNeurons(c, self.mesh[NEURONS], self.phase)
 
         held = self._flat(self._with_own_neurons(params))
         module = filled(empty, held, self.device, self.wide if self.spread.shares_weights else self.dtype)

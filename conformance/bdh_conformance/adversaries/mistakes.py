@@ -949,18 +949,20 @@ R15 = [
 ]
 
 # training: AdamW and clipping
+TRAINED = ("training", "curve")
 CORRECTED = Place(
-    "optimizer", "mean, square = m / (1 - s.betas[0] ** moments.step), v / (1 - s.betas[1] ** moments.step)", ("training",)
+    "optimizer", "mean, square = m / (1 - s.betas[0] ** moments.step), v / (1 - s.betas[1] ** moments.step)", TRAINED
 )
-STEPS = Place("optimizer", "moments.step += 1", ("training",))
-CLIPPED = Place("optimizer", "g = slope * scale", ("training",))
-MOVED = Place("optimizer", "weight -= rate * (mean / (np.sqrt(square) + s.eps) + s.weight_decay * weight)", ("training",))
-DEVIATION = Place("optimizer", "(np.sqrt(square) + s.eps)", ("training",))
-SETTINGS = Place("numpy_backend", "return begin(self._params, settings)", ("training",))
-CLIP_SCALE = Place("optimizer", "return 1.0 if clip is None or norm <= clip else clip / norm", ("training",))
-WEIGHTS = Place("optimizer", "if name in s.frozen:", ("training",))
-UPDATE = Place("numpy_backend", "update(self._params, slopes, native, rate)", ("training",))
-STEP_LOSS = Place("numpy_backend", "return loss_before", ("training",))
+STEPS = Place("optimizer", "moments.step += 1", TRAINED)
+SQUARES = Place("optimizer", "v += (1 - s.betas[1]) * (g * g - v)", TRAINED)
+CLIPPED = Place("optimizer", "g = slope * scale", TRAINED)
+MOVED = Place("optimizer", "weight -= rate * (mean / (np.sqrt(square) + s.eps) + s.weight_decay * weight)", TRAINED)
+DEVIATION = Place("optimizer", "(np.sqrt(square) + s.eps)", TRAINED)
+SETTINGS = Place("numpy_backend", "return begin(self._params, settings)", TRAINED)
+CLIP_SCALE = Place("optimizer", "return 1.0 if clip is None or norm <= clip else clip / norm", TRAINED)
+WEIGHTS = Place("optimizer", "if name in s.frozen:", TRAINED)
+UPDATE = Place("numpy_backend", "update(self._params, slopes, native, rate)", TRAINED)
+STEP_LOSS = Place("numpy_backend", "return loss_before", TRAINED)
 TRAINING = [
     CORRECTED("adam_uncorrected", "mean, square = m, v", "Adam's moments are not corrected for their start"),
     STEPS("adam_correction_late", "moments.step += 1 + (not moments.step)", "Adam's correction is one step ahead"),
@@ -1009,22 +1011,81 @@ TRAINING = [
         "adam_beta_default",
         'return begin(self._params, AdamW(**(vars(settings) | {"betas": (settings.betas[0], 0.999)})))',
         "Adam's second beta is 0.999 whatever is asked for",
+        ("training",),
     ),
     CLIP_SCALE(
         "clip_always",
         "return 1.0 if clip is None else clip / norm",
         "gradients are scaled to the clipping norm even where they are smaller",
+        ("training",),
     ),
     WEIGHTS("head_frozen", "if name in (*s.frozen, 'lm_head'):", "lm_head is not trained"),
     UPDATE(
         "weights_not_moved", "update(self.params(), slopes, native, rate)", "a step of training moves a copy of the weights"
     ),
     STEP_LOSS("loss_after_step", "return self._loss(*batches[-1][:2])", "a step of training returns the loss after it"),
+    SQUARES(
+        "adam_squares_in_float16",
+        "v += (1 - s.betas[1]) * (g * g - v); v[...] = v.astype(np.float16)",
+        "Adam's mean of squares is kept in float16",
+    ),
+    MOVED(
+        "adam_decay_at_fixed_rate",
+        "weight -= rate * (mean / (np.sqrt(square) + s.eps)) + s.learning_rate * s.weight_decay * weight",
+        "weight decay is multiplied by the settings' rate and not by the step's",
+    ),
+    MOVED(
+        "adam_lazy",
+        "weight -= rate * (slope != 0) * (mean / (np.sqrt(square) + s.eps) + s.weight_decay * weight)",
+        "weights that no token of a step has reached stay where they are",
+    ),
+]
+
+# training: what acts after some steps only
+GRAPH = 11  # steps after which a loop is captured as a graph, and what it was told then is repeated
+CURVE = [
+    STEPS(
+        "step_captured",
+        f"moments.step = min(moments.step + 1, {GRAPH})",
+        f"Adam's correction stays that of step {GRAPH}, as in a captured graph",
+        ("curve",),
+    ),
+    STEPS(
+        "steps_to_127",
+        "moments.step = min(moments.step + 1, 127)",
+        "steps are counted up to 127, the most that 8 bits with a sign hold",
+        ("curve",),
+    ),
+    STEPS(
+        "moments_start_anew",
+        "moments.step = moments.step % 100 + 1; [m.fill(0) for m in (*moments.first, *moments.second) if moments.step == 1]",
+        "the optimiser is made anew after 100 steps, as at the end of an epoch",
+        ("curve",),
+    ),
+    UPDATE(
+        "rate_captured",
+        f"update(self._params, slopes, native, rate if native.step < {GRAPH} else vars(native).setdefault('captured', rate))",
+        f"the rate stays what it was after step {GRAPH}, as in a captured graph",
+        ("curve",),
+    ),
+    CLIPPED(
+        "clip_captured",
+        f"g = slope * (scale if moments.step <= {GRAPH} else vars(moments).setdefault('captured', scale))",
+        f"gradients are scaled as they were after step {GRAPH}, as in a captured graph",
+        ("curve",),
+    ),
+    UPDATE(
+        "moments_by_length",
+        "update(self._params, slopes, vars(native).setdefault('by', {}).setdefault(batches[0].tokens.shape, "
+        "begin(self._params, native.settings) if native.by else native), rate)",
+        "texts of each length have moments and a count of steps of their own, as where each compiled program keeps its own",
+        ("curve",),
+    ),
 ]
 
 # training: rates, several batches to a step, and optimisers that move
 RATE = Place("protocol", "optimizer.settings.learning_rate if rate is None else check_rate(rate)", ("training",))
-RATED = Place("numpy_backend", "update(self._params, slopes, native, rate)", ("training",))
+RATED = Place("numpy_backend", "update(self._params, slopes, native, rate)", TRAINED)
 SHARE = Place("protocol", "n / sum(counts)", ("accumulation",))
 SHARED = Place("numpy_backend", "(t + share * g for t, g in zip(total, slopes, strict=True))", ("accumulation",))
 SHARED_LOSS = Place("numpy_backend", "value + share * loss", ("accumulation",))
@@ -1353,7 +1414,7 @@ READ_IN_PIECES = Place("numpy_backend", "for start in range(0, tokens.shape[1], 
 MEAN_AND_SQUARE = Place(
     "optimizer",
     "mean, square = m / (1 - s.betas[0] ** moments.step), v / (1 - s.betas[1] ** moments.step)",
-    ("training",),
+    TRAINED,
 )
 ID_RANGE = Place("checks", '_demand_range(ids, (ids < 0) | (ids >= config.vocab_size), "token", config)', ("inputs",))
 PORTING = [
@@ -1482,6 +1543,7 @@ RULES = (
     R14,
     R15,
     TRAINING,
+    CURVE,
     OPTIMIZERS,
     PADDING,
     STEADY,

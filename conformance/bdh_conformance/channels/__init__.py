@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from bdh_conformance.channels import dropout, masks, refusals, sampling
 from bdh_conformance.channels.channel import Channel
+from bdh_conformance.channels.curve import CURVES, calm, observe_curve
 from bdh_conformance.channels.frequencies import frequencies_reference, observe_frequencies, with_own
 from bdh_conformance.channels.inputs import inputs_reference, observe_inputs
 from bdh_conformance.channels.optimizers import (
@@ -234,6 +235,19 @@ CHANNELS = {
             judge_masters,
             dtypes=("bfloat16", "float16"),
             only=MASTERS,
+            cost=40,
+        ),
+        Channel(
+            "curve",
+            "training",
+            "two hundred steps give the same curve everywhere",
+            ("train",),
+            observe_curve,
+            dtypes=WIDE,
+            prepare=calm,
+            kinked=lambda case: True,  # some step of so many may come near to one
+            only=CURVES,
+            min_time=2,
             cost=40,
         ),
         Channel(
