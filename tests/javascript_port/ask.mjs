@@ -13,6 +13,7 @@ const { as_bytes, as_text, byte_length } = await port("characters");
 const { read, read_state, save_state } = await port("checkpoint");
 const { Model } = await port("decode");
 const { BDHError } = await port("errors");
+const { hubs } = await port("graph");
 const { fingerprint } = await port("params");
 const { Reading } = await port("reading");
 const { Rotation, fixed_point, frequencies } = await port("rope");
@@ -87,6 +88,17 @@ const answers = {
       lengths.length,
       lengths.reduce((sum, one) => sum + one, 0),
     ]);
+  },
+  /** CHECKPOINT KIND: the graph of that kind and its hubs, and the CPU seconds that it took */
+  hubs(path, kind) {
+    const { params, config } = opened(path);
+    const steps = hubs(params, config, kind);
+    const begun = process.cpuUsage();
+    let step = steps.next();
+    while (!step.done) step = steps.next();
+    const { user, system } = process.cpuUsage(begun);
+    const plain = (key, value) => (ArrayBuffer.isView(value) ? [...value] : value);
+    return JSON.stringify({ ...step.value, seconds: (user + system) / 1e6 }, plain);
   },
   /** N STEPS: whether phases that go from position to position are those of products of whole numbers */
   turns(N, steps) {

@@ -18,7 +18,7 @@ import bdh_spec
 from bdh_conformance.files import vectors
 from bdh_conformance.files.check import DIFFERS, check
 from bdh_look.cli import main
-from bdh_look.live import JAVASCRIPT, bundle, canonical, page
+from bdh_look.live import JAVASCRIPT, bundle, canonical, opened, page
 from bdh_spec import BDHConfig, Params
 from bdh_spec.checkpoint import EMBEDDED, metadata, read_state, save_state
 from bdh_spec.files import write_safetensors
@@ -320,7 +320,7 @@ def test_a_page_carries_a_checkpoint_of_any_dialect(small: tuple[Params, BDHConf
     bdh_spec.save(tmp_path / "m.safetensors", params, config)
     convert = [str(Path(sys.executable).with_name("bdh-convert")), "numpy-to-mlx", "m.safetensors", "-o", "m.npz"]
     subprocess.run(convert, cwd=tmp_path, check=True, capture_output=True)
-    assert canonical(tmp_path / "m.npz") == (tmp_path / "m.safetensors").read_bytes()
+    assert canonical(tmp_path / "m.npz", *opened(tmp_path / "m.npz")) == (tmp_path / "m.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -329,7 +329,8 @@ def test_a_page_carries_a_checkpoint_of_any_dialect(small: tuple[Params, BDHConf
         (["-c", "nothing.pt"], "nothing.pt does not exist: check the path"),
         (["-c", "x.txt"], "x.txt"),
         (["-o", "x.txt"], "x.txt exists: choose another name or give --force"),
-        (["-o", "no/live.html"], "no is not a folder: nothing can be saved there"),
+        (["-o", "no/live.html"], "no is not a folder: nothing can be written there"),
+        (["-o", "-", "--open"], "a page on stdout is no file for --open to show"),
         (["--empty", "-c", "x.txt"], "--empty leaves the model out, so x.txt would be ignored"),
         (["--empty", "--n-layer", "3"], "--empty leaves the model out, so --n-layer would be ignored"),
         (["--n-layer", "3"], "the embedded model knows its layers, so --n-layer would be ignored"),

@@ -3,21 +3,12 @@
 import { as_bytes, as_text, byte_length, named } from "./characters.mjs";
 import { is_state, read, read_state, save_state } from "./checkpoint.mjs";
 import { Model, check_token } from "./decode.mjs";
-import {
-  bar,
-  columns_for,
-  context,
-  counted,
-  draw_lesson,
-  draw_memory,
-  draw_neurons,
-  element,
-  forget_colours,
-  percent,
-} from "./drawing.mjs";
+import { bar, columns_for, context, counted, draw_memory, draw_neurons, element, forget_colours, percent } from "./drawing.mjs";
 import { BDHError, CheckpointError, SamplingError, shown } from "./errors.mjs";
+import { GraphCard, decoded } from "./graph_card.mjs";
 import { log_softmax } from "./model.mjs";
 import { count, fingerprint } from "./params.mjs";
+import { draw_lesson } from "./plots.mjs";
 import { Reading, lesson, shuffled, strongest, value_at } from "./reading.mjs";
 import { Sampling, check_length, sample, uniform } from "./sampling.mjs";
 import { stream } from "./text.mjs";
@@ -44,6 +35,7 @@ const app = {
   chosen: -1, // the byte to look inside at
   layer: 0,
   head: null, // null: all of them
+  graph: null, // the GraphCard
   job: 0, // the number of the work under way: whoever finds another one there has been replaced
   working: false,
 };
@@ -132,22 +124,29 @@ function* writing_on(length, how) {
 
 // ---- Files ----
 
-async function open_file(file) {
+/** Open what was dropped or chosen: a saved state, a checkpoint, or several checkpoints of one training run. */
+async function open_files(files) {
   try {
-    open_bytes(new Uint8Array(await file.arrayBuffer()), file.name);
+    const opened = [];
+    for (const file of files) opened.push({ bytes: await bytes_of(file), name: file.name });
+    if (opened.length === 1 && is_state(opened[0].bytes)) load_state(opened[0].bytes, opened[0].name);
+    else open_run(opened.map(({ bytes, name }) => checkpoint(bytes, name)));
   } catch (error) {
-    complain(
-      error instanceof BDHError
-        ? error
-        : new CheckpointError(`${shown(file.name)} could not be read (${error.message}): check it and its disk`),
-    );
+    complain(error);
   }
 }
 
-/** Open a checkpoint, or go on from a saved state. */
-function open_bytes(bytes, name) {
-  if (is_state(bytes)) return load_state(bytes, name);
-  const { params, config, dtype } = read(bytes, name);
+async function bytes_of(file) {
+  try {
+    return new Uint8Array(await file.arrayBuffer());
+  } catch (error) {
+    throw new CheckpointError(`${shown(file.name)} could not be read (${error.message}): check it and its disk`);
+  }
+}
+
+/** A checkpoint that this page can run, refused otherwise. */
+function checkpoint(bytes, name) {
+  const { params, config, dtype, step } = read(bytes, name);
   if (config.vocab_size > 256) {
     throw new CheckpointError(
       `${shown(name)} has ${config.vocab_size} tokens, and bytes are 256: use its own tokenizer with bdh_spec.load`,
@@ -158,6 +157,31 @@ function open_bytes(bytes, name) {
     const needs = `${counted(config.n_layer)} layers and a state of ${counted(state)} bytes`;
     throw new CheckpointError(`${shown(name)} has ${needs}, which is more than a page can hold: run it with bdh-generate`);
   }
+  return { name, params, config, dtype, step, graphs: {} };
+}
+
+/** The step that the name of a checkpoint tells: the last number in it. */
+function step_in(name) {
+  const numbers = name.replace(/\.safetensors$/, "").match(/\d+/g);
+  return numbers ? Number(numbers.at(-1)) : null;
+}
+
+/** Checkpoints by step, and those that tell none last; of them the last one runs. */
+function open_run(run) {
+  const sizes = ({ config }) => [config.n_embd, config.n_head, config.n_neurons].join();
+  const other = run.find((one) => sizes(one) !== sizes(run[0]));
+  if (other)
+    throw new CheckpointError(
+      `${shown(other.name)} has other sizes than ${shown(run[0].name)}: checkpoints of one run have the same neurons`,
+    );
+  const of_run = run.length > 1 ? run.map((one) => ({ ...one, step: one.step ?? step_in(one.name) })) : run;
+  of_run.sort((a, b) => (a.step ?? Infinity) - (b.step ?? Infinity) || a.name.localeCompare(b.name, "en", { numeric: true }));
+  open_model(of_run.at(-1));
+  app.graph.open(of_run, of_run.length - 1);
+}
+
+/** Run a checkpoint: the text is read again by it. */
+function open_model({ name, params, config, dtype }) {
   app.job += 1;
   Object.assign(app, { name, model: new Model(params, config), fingerprint: null, layer: 0, head: null });
   const facts = [
@@ -239,6 +263,7 @@ function draw(underway = false) {
   draw_back();
   draw_rasters();
   draw_state(underway);
+  app.graph.fire(app.reading.records[app.chosen]?.[app.layer] ?? null);
 }
 
 /** Put the text into its field, where it was not typed. */
@@ -433,18 +458,22 @@ function draw_neuron(layer = app.layer, at = null) {
   const strongest_one = record && record.passed.index[record.passed.value.indexOf(Math.max(...record.passed.value))];
   const row = at ?? strongest_one;
   if (!record || row === undefined) return $("neuron").replaceChildren();
-  const activity = reading.records.map((kept) => (kept ? value_at(kept[layer].fired, row) : 0));
+  const who = at === null ? `Strongest through the gate of layer ${layer + 1}: neuron` : `Layer ${layer + 1}, neuron`;
+  $("neuron").replaceChildren(`${who} ${neuron(row, model.config)}. `, ...where_it_fires(layer, row));
+}
+
+/** Where in this text a neuron fires most in a layer. */
+function where_it_fires(layer, row) {
+  const activity = app.reading.records.map((kept) => (kept ? value_at(kept[layer].fired, row) : 0));
   const best = [...activity.keys()]
     .filter((t) => activity[t] > 0)
     .sort((a, b) => activity[b] - activity[a])
     .slice(0, 3);
-  const where = best.flatMap((t) => [element("span", { class: "place" }, ...context(app.target, t, 6, 0, 0)), " "]);
-  const who = at === null ? `Strongest through the gate of layer ${layer + 1}: neuron` : `Layer ${layer + 1}, neuron`;
-  $("neuron").replaceChildren(
-    `${who} ${neuron(row, model.config)}. `,
-    best.length ? "In this text it fires most at " : "It has not fired in this text.",
-    ...where,
-  );
+  if (!best.length) return ["It has not fired in this text."];
+  return [
+    "In this text it fires most at ",
+    ...best.flatMap((t) => [element("span", { class: "place" }, ...context(app.target, t, 6, 0, 0)), " "]),
+  ];
 }
 
 const neuron = (row, { n_neurons }) => `${counted((row % n_neurons) + 1)} of head ${Math.floor(row / n_neurons) + 1}`;
@@ -570,7 +599,11 @@ function show_lesson(prompt, times, bits, control, [before, after]) {
   const told =
     "Each point is one reading of the phrase. The ring is a control: the phrase after its bytes, shuffled, were read " +
     `${often}: ${counted(control, 2)}.`;
-  $("learned").replaceChildren(sum, draw_lesson(bits, control), element("p", { class: "hint" }, told));
+  const curve = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  curve.setAttribute("role", "img");
+  curve.setAttribute("aria-label", `Bits per byte by reading: ${bits.map((value) => value.toFixed(2)).join(", ")}`);
+  $("learned").replaceChildren(sum, curve, element("p", { class: "hint" }, told));
+  draw_lesson(curve, bits, control);
   const asked = "Asked to complete it, with the likeliest byte each time, ";
   $("completed").replaceChildren(
     completion(`${asked}before:`, before),
@@ -713,8 +746,7 @@ function listen() {
   $("save").addEventListener("click", trying(save));
   for (const id of ["open", "load"]) $(id).addEventListener("click", () => $("file").click());
   $("file").addEventListener("change", async ({ target }) => {
-    const [file] = target.files;
-    if (file) await open_file(file);
+    if (target.files.length) await open_files([...target.files]);
     target.value = "";
   });
   $("notice").lastElementChild.addEventListener("click", dismiss);
@@ -744,18 +776,33 @@ function listen_for_drops() {
     if (!with_files(event)) return;
     event.preventDefault();
     cover(true);
-    const [file] = event.dataTransfer.files;
-    if (file) open_file(file);
+    const files = [...event.dataTransfer.files];
+    if (files.length) open_files(files);
   });
 }
 
-/** Begin with the checkpoint that came with the page, if one did. */
+/** Begin with the checkpoint that came with the page, and the graphs of its run, if they did. */
 function start() {
+  app.graph = new GraphCard({
+    named: (row) => neuron(row, app.model.config),
+    about: (row) => where_it_fires(app.layer, row),
+    run: (one) => {
+      open_model(one);
+      app.graph.runs(one);
+    },
+  });
   listen();
   const carried = document.getElementById("checkpoint");
   if (!carried) return ($("welcome").hidden = false);
-  const bytes = Uint8Array.from(atob(carried.textContent.trim()), (c) => c.charCodeAt(0));
-  trying(() => open_bytes(bytes, carried.dataset.name))();
+  trying(() => {
+    const bytes = Uint8Array.from(atob(carried.textContent.trim()), (c) => c.charCodeAt(0));
+    const one = checkpoint(bytes, carried.dataset.name);
+    open_run([one]);
+    const run = document.getElementById("run");
+    if (!run) return;
+    const earlier = decoded(JSON.parse(run.textContent)).map((held) => ({ ...held, config: one.config, params: null }));
+    app.graph.open([...earlier.slice(0, -1), { ...earlier.at(-1), params: one.params }], earlier.length - 1);
+  })();
 }
 
 start();
