@@ -1,6 +1,5 @@
 """The page in a real browser: clicks, keys, both widths, both schemes, no errors. Skipped where no browser is installed."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,7 @@ from bdh_look.causes import causes
 from bdh_look.page import TOP, page
 from bdh_look.record import record
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-FOUND = next((path for name in BROWSERS if (path := shutil.which(name))), None)
 TEXT = b'The "try" statement specifies exception handlers for a group of\nstatements: see the "try" statement.'
-
-pytestmark = pytest.mark.skipif(FOUND is None, reason=f"no browser is installed here: none of {', '.join(BROWSERS)}")
 
 
 @pytest.fixture(scope="module")
@@ -26,20 +21,11 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     return file.as_uri()
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed, which drives the browser")
-    with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=FOUND, args=["--no-sandbox"])
-        yield started
-        started.close()
-
-
 @pytest.fixture(params=[(400, "dark"), (1300, "light")], ids=["400 dark", "1300 light"])
-def shown(browser: Any, address: str, request: pytest.FixtureRequest) -> Iterator[Any]:
+def shown(chromium: Any, address: str, request: pytest.FixtureRequest) -> Iterator[Any]:
     """The page at one width and in one scheme; whatever the console says, or the network is asked for, is an error."""
     width, scheme = request.param
-    tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    tab = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     said: list[str] = []
     tab.on("console", lambda message: said.append(message.text))
     tab.on("pageerror", lambda error: said.append(str(error)))
@@ -140,10 +126,10 @@ def test_the_text_can_be_read_in_both_schemes(shown: Any) -> None:
     assert Path(shown.url).name == "look.html"
 
 
-def test_without_causes_the_page_shows_what_was_read(browser: Any, tmp_path: Path) -> None:
+def test_without_causes_the_page_shows_what_was_read(chromium: Any, tmp_path: Path) -> None:
     file = tmp_path / "look.html"
     file.write_text(page(bdh_spec.load(backend="numpy"), b"The dragon\xff", with_causes=False), encoding="utf-8")
-    tab = browser.new_page()
+    tab = chromium.new_page()
     errors: list[str] = []
     tab.on("pageerror", lambda error: errors.append(str(error)))
     tab.goto(file.as_uri())

@@ -9,10 +9,11 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from chromium import Chromium
+from chromium import Page
 
 import bdh_spec
 from bdh_conformance.files import vectors
@@ -30,7 +31,7 @@ TYPED = "document.querySelector('#text').value"
 NOTICE = "document.querySelector('#notice:not([hidden]) p')?.textContent ?? ''"
 
 
-def test_chromium_computes_the_published_vectors(browser: Chromium, tmp_path: Path) -> None:
+def test_chromium_computes_the_published_vectors(browser: Page, tmp_path: Path) -> None:
     exported = tmp_path / "vectors"
     vectors.export(exported)
     folder = shutil.copytree(JAVASCRIPT, tmp_path / "port")
@@ -57,6 +58,14 @@ def test_chromium_computes_the_published_vectors(browser: Chromium, tmp_path: Pa
         assert not report.having(DIFFERS)
 
 
+@pytest.fixture
+def browser(chromium: Any) -> Iterator[Page]:
+    """A page of the browser that nobody has been in."""
+    opened = Page(chromium)
+    yield opened
+    opened.page.close()
+
+
 @pytest.fixture(scope="session")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page with the embedded model."""
@@ -66,23 +75,21 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def live(browser: Chromium, written: Path) -> Iterator[Chromium]:
+def live(browser: Page, written: Path) -> Iterator[Page]:
     """The page, opened and its first text read; at the end its console must have been silent."""
-    browser.console.clear()
-    browser.look(1300)
     browser.open(written)
     browser.wait(READ)
     yield browser
     assert browser.console == []
 
 
-def type_instead(live: Chromium, text: str) -> None:
+def type_instead(live: Page, text: str) -> None:
     live.click("#afresh")
     live.type(text)
     live.wait(READ)
 
 
-def test_the_page_is_there_in_two_seconds(browser: Chromium, written: Path) -> None:
+def test_the_page_is_there_in_two_seconds(browser: Page, written: Path) -> None:
     took = []
     while not took or (min(took) >= 2000 and len(took) < 5):  # another program may have had the processor
         browser.open(written)
@@ -92,7 +99,7 @@ def test_the_page_is_there_in_two_seconds(browser: Chromium, written: Path) -> N
     assert browser.run(TYPED) == OPENING
 
 
-def test_it_writes_the_text_that_the_specification_writes(live: Chromium) -> None:
+def test_it_writes_the_text_that_the_specification_writes(live: Page) -> None:
     type_instead(live, "The ")
     for name, value in {"bytes": "60", "temperature": "0.8", "top_k": "0", "seed": str(2**64 - 3)}.items():
         live.run(f"document.querySelector('#generate [name={name}]').value = '{value}'")
@@ -105,7 +112,7 @@ def test_it_writes_the_text_that_the_specification_writes(live: Chromium) -> Non
     assert bytes(found) == wanted
 
 
-def test_losses_chances_and_attention_are_the_specification_s(live: Chromium) -> None:
+def test_losses_chances_and_attention_are_the_specification_s(live: Page) -> None:
     text = "one two one tw"
     type_instead(live, text)
     model = bdh_spec.load(backend="numpy")
@@ -126,23 +133,23 @@ def test_losses_chances_and_attention_are_the_specification_s(live: Chromium) ->
     )
 
 
-def test_everything_can_be_done_by_keyboard(live: Chromium) -> None:
+def test_everything_can_be_done_by_keyboard(live: Page) -> None:
     live.run("document.querySelector('#text').focus()")
     for _ in range(3):
-        live.press("ArrowLeft", 37)
+        live.press("ArrowLeft")
     live.wait(f"document.querySelector('#here').textContent.startsWith('Inside, at byte {len(OPENING) - 3} w')")
-    live.press("Tab", 9)
+    live.press("Tab")
     reached = []
     for _ in range(40):
         reached.append(live.run("document.activeElement.id || document.activeElement.name || document.activeElement.className"))
-        live.press("Tab", 9)
+        live.press("Tab")
     assert {"go", "afresh", "layer", "head", "place", "save", "load", "phrase", "times", "teach"} <= set(reached)
     live.run("document.querySelector('[name=layer]').focus()")
-    live.press("ArrowRight", 39)
+    live.press("ArrowRight")
     assert live.run("document.querySelector('#memory-hint').textContent.includes('Layer 2 after this byte')")
 
 
-def test_a_byte_in_the_middle_can_be_changed(live: Chromium) -> None:
+def test_a_byte_in_the_middle_can_be_changed(live: Page) -> None:
     live.run("document.querySelector('#text').focus(); document.querySelector('#text').setSelectionRange(4, 9)")
     live.type("slow")
     live.wait(READ)
@@ -156,15 +163,15 @@ def test_a_byte_in_the_middle_can_be_changed(live: Chromium) -> None:
     assert f"costs {bits:.2f} bits per byte" in live.run("document.querySelector('#next-after').textContent")
 
 
-def test_a_character_of_several_bytes_is_read_byte_by_byte(live: Chromium) -> None:
+def test_a_character_of_several_bytes_is_read_byte_by_byte(live: Page) -> None:
     type_instead(live, "é\U0001f409")
     assert live.run("document.querySelector('#status').textContent").startswith("6 bytes")
     assert live.run("document.querySelector('#here').textContent").startswith("Inside, at byte 6 89")
-    live.press("ArrowLeft", 37)
+    live.press("ArrowLeft")
     live.wait("document.querySelector('#here').textContent.startsWith('Inside, at byte 2 A9')")
 
 
-def test_a_lesson_is_measured_beside_its_control(live: Chromium) -> None:
+def test_a_lesson_is_measured_beside_its_control(live: Page) -> None:
     live.run("document.querySelector('[name=times]').value = 2")
     live.run("document.querySelector('[name=phrase]').value = 'so it goes'")
     live.click("#teach")
@@ -179,7 +186,7 @@ def test_a_lesson_is_measured_beside_its_control(live: Chromium) -> None:
     assert live.run(TYPED) == OPENING
 
 
-def test_a_state_of_another_port_goes_on_here(live: Chromium, tmp_path: Path) -> None:
+def test_a_state_of_another_port_goes_on_here(live: Page, tmp_path: Path) -> None:
     model = bdh_spec.load(backend="numpy")
     params, config = bdh_spec.read()
     text = b"The import statement"
@@ -199,7 +206,7 @@ def test_a_state_of_another_port_goes_on_here(live: Chromium, tmp_path: Path) ->
     assert bytes(live.run(f"[...{TYPED}].map((c) => c.charCodeAt(0) & 0xff)")) == model.generate(text, 30, seed=11)[19:]
 
 
-def test_the_state_that_the_page_saves_goes_on_elsewhere(live: Chromium, tmp_path: Path) -> None:
+def test_the_state_that_the_page_saves_goes_on_elsewhere(live: Page, tmp_path: Path) -> None:
     live.run(
         "URL.createObjectURL = (blob) => { window.saved = blob; return 'data:,'; };"
         " HTMLAnchorElement.prototype.click = () => {}"
@@ -217,7 +224,7 @@ def test_the_state_that_the_page_saves_goes_on_elsewhere(live: Chromium, tmp_pat
     assert OPENING.encode() + bytes(new) == model.generate(OPENING, 20, seed=4)
 
 
-def test_writing_can_be_stopped(live: Chromium) -> None:
+def test_writing_can_be_stopped(live: Page) -> None:
     live.run("document.querySelector('#generate [name=bytes]').value = 5000")
     live.click("#go")
     live.wait(f"{TYPED}.length > {len(OPENING)}")
@@ -230,7 +237,7 @@ def test_writing_can_be_stopped(live: Chromium) -> None:
 
 
 def test_another_checkpoint_is_dropped_and_wrong_files_get_a_sentence(
-    live: Chromium, small: tuple[Params, BDHConfig], tmp_path: Path
+    live: Page, small: tuple[Params, BDHConfig], tmp_path: Path
 ) -> None:
     (tmp_path / "notes.txt").write_text("once upon a time there was a file")
     live.drop(tmp_path / "notes.txt")
@@ -262,7 +269,7 @@ def test_another_checkpoint_is_dropped_and_wrong_files_get_a_sentence(
 
 @pytest.mark.parametrize("width", [400, 1300])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_nothing_is_cut_off_and_everything_can_be_read(live: Chromium, width: int, scheme: str) -> None:
+def test_nothing_is_cut_off_and_everything_can_be_read(live: Page, width: int, scheme: str) -> None:
     live.look(width, scheme=scheme)
     assert live.run("document.documentElement.scrollWidth") <= width
     cut = "[...document.querySelectorAll('th, td, button:not(.place), h2')].filter((e) => e.scrollWidth > e.clientWidth + 1)"
@@ -290,9 +297,8 @@ CONTRASTS = """(() => {
 })()"""
 
 
-def test_without_a_checkpoint_the_page_asks_for_one(browser: Chromium, tmp_path: Path) -> None:
+def test_without_a_checkpoint_the_page_asks_for_one(browser: Page, tmp_path: Path) -> None:
     (tmp_path / "empty.html").write_text(page(), encoding="utf-8")
-    browser.console.clear()
     browser.open(tmp_path / "empty.html")
     assert browser.run("document.querySelector('#welcome').innerText").startswith("Drop a checkpoint here")
     browser.drop(EMBEDDED)
