@@ -3,8 +3,8 @@
 import { bar, counted, element } from "./drawing.mjs";
 import { LARGEST, distribution, hubs, largest, sums } from "./graph.mjs";
 import { draw_course, draw_degrees, draw_network, mark_network } from "./plots.mjs";
+import { in_slices } from "./slices.mjs";
 
-const SLICE = 16; // milliseconds of work before the page may breathe
 const LISTED = 8; // hubs
 
 const $ = (id) => document.getElementById(id);
@@ -90,15 +90,13 @@ export class GraphCard {
     for (const one of new Set(missing)) {
       const { n_head, n_neurons } = one.config;
       if (n_head * n_neurons > LARGEST) continue;
-      const steps = hubs(one.params, one.config, kind);
-      for (let step = steps.next(); !one.graphs[kind];) {
-        const begun = performance.now();
-        while (!step.done && performance.now() - begun < SLICE) step = steps.next();
-        if (step.done) one.graphs[kind] = step.value;
-        else if (one === this.#run[this.#at]) this.#tell(`Working the graph out: ${Math.round(100 * step.value)}%.`);
-        await new Promise((resume) => setTimeout(resume));
-        if (mine !== this.#turn) return;
-      }
+      const graph = await in_slices(
+        hubs(one.params, one.config, kind),
+        () => mine === this.#turn,
+        (share) => one === this.#run[this.#at] && this.#tell(`Working the graph out: ${Math.round(100 * share)}%.`),
+      );
+      if (!graph) return;
+      one.graphs[kind] = graph;
       this.#redraw();
     }
   }
@@ -112,7 +110,8 @@ export class GraphCard {
     if (!one) return;
     const step = one.step === null ? "" : `step ${counted(one.step)}, `;
     $("graph-name").textContent = `${step}${one.name}${this.#at === this.#running ? " (it runs)" : ""}`;
-    $("graph-run").disabled = this.#at === this.#running || !one.params;
+    $("graph-run").hidden = !this.#run.some((other, i) => i !== this.#running && other.params);
+    $("graph-run").disabled = this.#at === this.#running;
     const graph = one.graphs[this.#kind];
     $("graph-parts").hidden = !graph;
     this.#drawn = graph ?? null;

@@ -1,5 +1,6 @@
 /** The page: what happens when somebody types, drops a file, moves the cursor or presses a button. */
 
+import { causes } from "./causes.mjs";
 import { as_bytes, as_text, byte_length, named } from "./characters.mjs";
 import { is_state, read, read_state, save_state } from "./checkpoint.mjs";
 import { Model, check_token } from "./decode.mjs";
@@ -8,17 +9,22 @@ import { BDHError, CheckpointError, SamplingError, shown } from "./errors.mjs";
 import { GraphCard, decoded } from "./graph_card.mjs";
 import { log_softmax } from "./model.mjs";
 import { count, fingerprint } from "./params.mjs";
+import { partners, speaks_for } from "./partners.mjs";
 import { draw_lesson } from "./plots.mjs";
 import { Reading, lesson, shuffled, strongest, value_at } from "./reading.mjs";
 import { Sampling, check_length, sample, uniform } from "./sampling.mjs";
+import { in_slices } from "./slices.mjs";
 import { stream } from "./text.mjs";
 
 const OPENING = "The quick brown fox jumps over the lazy dog. The quick brown f";
 const SLICE = 24; // milliseconds of work before the page may breathe
 const REDRAW = 120; // milliseconds between two pictures while it works
 const NEAR = 64; // tokens that are read again at once, to show a state or to go back
-const CANDIDATES = 10; // bytes shown under "What comes next?"
+const CANDIDATES = 8; // bytes shown under "What comes next?"
+const TRIED = 12; // earlier bytes that are left out, one at a time
+const CAUSES = 5; // shown under "What this came from"
 const LOOKED_BACK = 8; // and under "What it looked back at"
+const CHIPS = 5; // neurons shown side by side
 const STRIP = 600; // bytes of text shown under "What it looked back at"
 
 const LARGEST_STATE = 2 ** 31; // bytes
@@ -35,6 +41,8 @@ const app = {
   chosen: -1, // the byte to look inside at
   layer: 0,
   head: null, // null: all of them
+  neuron: null, // the one that was picked; null: the strongest
+  synapses: "strongest", // or "read", at this byte
   graph: null, // the GraphCard
   job: 0, // the number of the work under way: whoever finds another one there has been replaced
   working: false,
@@ -183,7 +191,7 @@ function open_run(run) {
 /** Run a checkpoint: the text is read again by it. */
 function open_model({ name, params, config, dtype }) {
   app.job += 1;
-  Object.assign(app, { name, model: new Model(params, config), fingerprint: null, layer: 0, head: null });
+  Object.assign(app, { name, model: new Model(params, config), fingerprint: null, layer: 0, head: null, neuron: null });
   const facts = [
     `${counted(count(config))} parameters`,
     `${config.n_layer} layers`,
@@ -206,6 +214,15 @@ function open_model({ name, params, config, dtype }) {
     "head",
     [["all", null], ...Array.from({ length: config.n_head }, (_, h) => [String(h + 1), h])],
     app.head,
+  );
+  choices(
+    $("which"),
+    "synapses",
+    [
+      ["strongest", "strongest"],
+      ["read at this byte", "read"],
+    ],
+    app.synapses,
   );
   dismiss();
   const opening = as_bytes(OPENING).every((byte) => byte < config.vocab_size) ? OPENING : "";
@@ -263,6 +280,7 @@ function draw(underway = false) {
   draw_back();
   draw_rasters();
   draw_state(underway);
+  draw_causes(underway);
   app.graph.fire(app.reading.records[app.chosen]?.[app.layer] ?? null);
 }
 
@@ -362,6 +380,48 @@ function draw_next() {
   $("next-after").replaceChildren("After ", after, ` the model expects these bytes.${followed}${sum}`);
 }
 
+let tried = ""; // what the causes that are shown, or worked out, belong to
+
+/** What the prediction came from: worked out a little at a time, once there is time for it. */
+async function draw_causes(underway) {
+  const { reading, chosen } = app;
+  const near = chosen === reading.tokens.length - 1 || reading.distance_to(chosen) <= NEAR;
+  const what = underway || !reading.records[chosen] ? "" : [reading.position, app.job, chosen].join();
+  if (what && what === tried) return;
+  tried = what;
+  $("causes-of").setAttribute("aria-busy", String(Boolean(what && near && chosen)));
+  if (!what) return;
+  if (!chosen || !near)
+    return show_causes(null, chosen ? "Go to the end of the text, and here stands what the prediction came from." : "");
+  const found = await in_slices(causes(reading, chosen, TRIED), () => what === tried);
+  if (found) show_causes(found, "");
+}
+
+function show_causes(known, note) {
+  $("causes-of").setAttribute("aria-busy", "false");
+  const found = known ? known.found.slice(0, CAUSES) : [];
+  const most = Math.max(0.1, ...found.map(({ gave }) => Math.abs(gave)));
+  const byte = (token) => element("b", { class: "byte" }, named(token));
+  if (!found.length)
+    $("causes-note").replaceChildren(note || "Nothing stands before this byte: the prediction comes from itself.");
+  else if (Math.abs(found[0].gave) < 0.02)
+    $("causes-note").replaceChildren(
+      "Without any single one of the earlier bytes ",
+      byte(known.likeliest),
+      " would be as likely.",
+    );
+  else
+    $("causes-note").replaceChildren(
+      ...["Without ", byte(app.target[found[0].at]), ` at byte ${counted(found[0].at + 1)}, `, byte(known.likeliest)],
+      ` would have ${percent(found[0].left)} and not ${percent(known.chance)}. Below, the chance that is left to it without each:`,
+    );
+  $("causes").replaceChildren(
+    ...found.map(({ at, gave, left }) =>
+      bar(place(at), Math.abs(gave) / most, percent(left), { fill: gave < 0 ? "down" : "" }),
+    ),
+  );
+}
+
 /** The share of each earlier byte in what was read, with the sign of what it added; means over heads. */
 function shares() {
   const { reading, chosen, layer, head } = app;
@@ -431,6 +491,7 @@ function draw_rasters() {
     caption.replaceChildren(element("strong", {}, `Layer ${i + 1}`), ` ${facts}`);
   });
   draw_neuron();
+  draw_chips();
 }
 
 function raster(layer) {
@@ -438,7 +499,10 @@ function raster(layer) {
     role: "img",
     onpointermove: (event) => draw_neuron(layer, neuron_under(event)),
     onpointerleave: () => draw_neuron(),
-    onclick: () => select("layer", layer),
+    onclick: (event) => {
+      app.neuron = neuron_under(event);
+      select("layer", layer);
+    },
   });
   return element("figure", {}, canvas, element("figcaption"));
 }
@@ -451,15 +515,53 @@ function neuron_under({ target: canvas, offsetX, offsetY }) {
   return Math.min(total - 1, Math.floor(y) * columns + Math.floor(x));
 }
 
-/** One neuron, and where in this text it fires most: the one pointed at, or the strongest that passes the gate. */
-function draw_neuron(layer = app.layer, at = null) {
-  const { reading, chosen, model } = app;
-  const record = reading.records[chosen]?.[layer];
-  const strongest_one = record && record.passed.index[record.passed.value.indexOf(Math.max(...record.passed.value))];
-  const row = at ?? strongest_one;
-  if (!record || row === undefined) return $("neuron").replaceChildren();
+/** The strongest neuron that passes the gate of a layer; undefined where none does. */
+function strongest_through(layer) {
+  const passed = app.reading.records[app.chosen]?.[layer].passed;
+  return passed?.index[passed.value.indexOf(Math.max(...passed.value))];
+}
+
+/** One neuron, and where in this text it fires most: the one pointed at or picked, or the strongest that passes the gate. */
+function draw_neuron(layer = app.layer, at = app.neuron) {
+  const row = at ?? strongest_through(layer);
+  if (row === undefined) return $("neuron").replaceChildren();
   const who = at === null ? `Strongest through the gate of layer ${layer + 1}: neuron` : `Layer ${layer + 1}, neuron`;
-  $("neuron").replaceChildren(`${who} ${neuron(row, model.config)}. `, ...where_it_fires(layer, row));
+  $("neuron").replaceChildren(`${who} ${neuron(row, app.model.config)}. `, ...where_it_fires(layer, row));
+}
+
+/** Who else passes the gate, and of the neuron that was picked, or the strongest, what it writes and its partners. */
+function draw_chips() {
+  const { model, reading, chosen, layer, target } = app;
+  const row = app.neuron ?? strongest_through(layer);
+  $("about-neuron").hidden = row === undefined;
+  if (row === undefined) return;
+  const passed = reading.records[chosen]?.[layer].passed ?? { index: [], value: [] };
+  const by_value = [...passed.index.keys()].sort((a, b) => passed.value[b] - passed.value[a]);
+  const chip = (other) => {
+    const press = { type: "button", class: "chip", "aria-pressed": String(other === app.neuron), onclick: () => pick(other) };
+    return element("button", press, neuron(other, model.config));
+  };
+  const byte = (token) => element("span", { class: "byte" }, named(token));
+  const { excites, excited_by } = partners(model, row, CHIPS);
+  const speaks = speaks_for(model, row, target);
+  const half = Math.min(CHIPS, Math.ceil(speaks.length / 2));
+  const told = {
+    passing: by_value.slice(0, CHIPS).map((i) => chip(passed.index[i])),
+    for: speaks.slice(0, half).map(byte),
+    against: speaks.slice(half).reverse().slice(0, half).map(byte),
+    excites: excites.map(chip),
+    "excited-by": excited_by.map(chip),
+  };
+  for (const [name, children] of Object.entries(told)) $(`neuron-${name}`).replaceChildren(...children);
+}
+
+/** Pick a neuron, or let it go again. */
+function pick(row) {
+  app.neuron = row === app.neuron ? null : row;
+  draw(app.working);
+  [...document.querySelectorAll("#about-neuron .chip")]
+    .find((one) => one.textContent === neuron(row, app.model.config))
+    ?.focus();
 }
 
 /** Where in this text a neuron fires most in a layer. */
@@ -485,7 +587,7 @@ function draw_state(underway) {
   const { n_layer, n_head: nh, n_neurons: N, n_embd: D } = model.config;
   const near = reading.distance_to(chosen + 1) <= NEAR;
   const length = near && !underway && chosen < reading.tokens.length ? chosen + 1 : reading.tokens.length;
-  const what = [length, reading.state.position, app.job, layer, head, underway].join();
+  const what = [length, reading.state.position, app.job, layer, head, underway, app.synapses].join();
   if (what === shown_state) return;
   shown_state = what;
   const state = length === reading.tokens.length ? reading.state : reading.state_after(length);
@@ -501,11 +603,18 @@ function draw_state(underway) {
     "Every byte adds to the synapses of the neurons that fire.";
   draw_memory($("memory"), memory, head === null ? [...Array(nh).keys()] : [head], N, D);
   const [start, end] = head === null ? [0, numbers] : [head * N * D, (head + 1) * N * D];
-  $("synapses").replaceChildren(...strongest(memory, start, end, 8).map((at) => synapse(memory, at, length)));
+  const is_read = app.synapses === "read" && length === chosen + 1 && reading.records[chosen];
+  $("measure").textContent = is_read ? "Share" : "Strength";
+  if (!is_read)
+    return $("synapses").replaceChildren(...strongest(memory, start, end, 8).map((at) => synapse(memory, at, length)));
+  const before = reading.state_before(chosen);
+  const parts = reading.parts(chosen, layer, before);
+  const rows = strongest(parts, start, end, 8).map((at) => synapse(before.layers[layer], at, chosen, percent(parts[at])));
+  $("synapses").replaceChildren(...rows);
 }
 
-/** A row of the table of synapses: who, how strong, and the bytes that wrote most of it. */
-function synapse(memory, at, length) {
+/** A row of the table of synapses: who, how strong or how much read, and the bytes that wrote most of it. */
+function synapse(memory, at, length, share = null) {
   const { reading, model, layer } = app;
   const D = model.config.n_embd;
   const [row, d] = [Math.floor(at / D), at % D];
@@ -521,7 +630,11 @@ function synapse(memory, at, length) {
     element("td", {}, counted(Math.floor(row / model.config.n_neurons) + 1)),
     element("td", {}, counted((row % model.config.n_neurons) + 1)),
     element("td", {}, counted(d + 1)),
-    element("td", { class: sign > 0 ? "plus" : "minus" }, `${sign > 0 ? "+" : "−"}${counted(Math.abs(memory[at]), 1)}`),
+    element(
+      "td",
+      { class: sign > 0 ? "plus" : "minus" },
+      share ?? `${sign > 0 ? "+" : "−"}${counted(Math.abs(memory[at]), 1)}`,
+    ),
     element("td", {}, ...(best.length ? best.map((t) => place(t, 7, 1)) : ["before this text"])),
   );
 }

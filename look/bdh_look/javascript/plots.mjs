@@ -62,8 +62,16 @@ export function draw_network(svg, graph, before, { named, pick }) {
     )
     .stop()
     .tick(before.size ? 100 : 250);
-  const within = (value, r, most) => Math.max(r + 1, Math.min(most - r - 1, value));
-  for (const node of nodes) Object.assign(node, { x: within(node.x, node.r, width), y: within(node.y, node.r, height) });
+  for (const [axis, most] of [
+    ["x", width],
+    ["y", height],
+  ]) {
+    const places = nodes.map((node) => node[axis]);
+    const fitted = scaleLinear()
+      .domain([Math.min(...places), Math.max(...places)])
+      .range([14, most - 14]);
+    for (const node of nodes) node[axis] = fitted(node[axis]);
+  }
   drawn
     .append("g")
     .selectAll("line")
