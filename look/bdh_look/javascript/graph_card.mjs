@@ -33,12 +33,18 @@ export class GraphCard {
    */
   constructor(page) {
     this.page = page;
-    const seen = new IntersectionObserver(([{ isIntersecting }]) => {
-      this.#is_seen ||= isIntersecting;
-      if (isIntersecting) this.#work_out();
+    const seen = new IntersectionObserver((entries) => {
+      if (!entries.some(({ isIntersecting }) => isIntersecting)) return;
+      seen.disconnect();
+      this.#is_seen = true;
+      this.#work_out();
     });
     seen.observe($("graph-card"));
-    new ResizeObserver(() => this.#redraw()).observe($("graph-network"));
+    let width = 0; // drawing changes the height
+    new ResizeObserver(([{ contentRect }]) => {
+      if (contentRect.width !== width) this.#redraw();
+      width = contentRect.width;
+    }).observe($("graph-card"));
     for (const input of document.querySelectorAll("input[name=graph]")) {
       input.addEventListener("change", () => {
         this.#kind = input.value;

@@ -786,6 +786,7 @@ function select(name, value) {
 function choose(t) {
   app.chosen = t;
   const end = as_text(app.target.slice(0, t + 1)).length;
+  $("text").focus({ preventScroll: true }); // the button that was pressed is drawn anew
   $("text").setSelectionRange(end, end);
   draw(app.working);
 }
