@@ -18,6 +18,7 @@ import numpy as np
 
 import bdh_spec
 from bdh_look.options import check_free, put
+from bdh_look.runs import checkpoints_in, step_in
 from bdh_look.typed_arrays import encoded
 from bdh_spec import BDHConfig, CheckpointError, ForeignTokensWarning, Params, TokensError
 from bdh_spec.checkpoint import EMBEDDED
@@ -98,22 +99,6 @@ def canonical(path: Path | None, params: Params, config: BDHConfig) -> bytes:
         return (Path(folder) / "canonical.safetensors").read_bytes()
 
 
-def checkpoints_in(path: Path) -> list[Path]:
-    """A checkpoint itself; of the folder of a run (bdh-train's, or Trainer's) its checkpoints by step, and then its model."""
-    saved = [*path.glob("checkpoints/*.safetensors"), *path.glob("checkpoint-*/")]
-    by_step = {int(step): one for one in sorted(saved) if (step := step_in(one.name)) is not None}
-    if not by_step:
-        return [path]
-    model = path / "model.safetensors"
-    return [*(by_step[step] for step in sorted(by_step)), *([model] if model.is_file() else [])]
-
-
-def step_in(name: str) -> int | None:
-    """The step that the name of a checkpoint tells: the last number in it."""
-    numbers = re.findall(r"\d+", name.removesuffix(".safetensors"))
-    return int(numbers[-1]) if numbers else None
-
-
 def graphs_of(paths: Sequence[Path], models: Iterable[tuple[Params, BDHConfig]]) -> list[dict[str, Any]]:
     """For the page, of each checkpoint of a run: its name, its step if it tells one, and its graphs with their hubs."""
     from bdh_look.hubs import hubs
@@ -128,7 +113,7 @@ def graphs_of(paths: Sequence[Path], models: Iterable[tuple[Params, BDHConfig]])
             | {"chance": {way: encoded(value) for way, value in graph["chance"].items()}}
             for kind, graph in hubs(params, config).items()
         }
-        found.append({"name": path.name, "step": step_in(path.name), "graphs": graphs})
+        found.append({"name": path.name, "step": step_in(path), "graphs": graphs})
     return found
 
 
