@@ -38,6 +38,17 @@ const answers = {
     const { params, config } = opened(path);
     return generate(new Model(params, config), new TextEncoder().encode(prompt), Number(length), drawn(...how));
   },
+  /** CHECKPOINT LENGTH: bytes that are written for each second of a processor, warm */
+  speed(path, length) {
+    const { params, config } = opened(path);
+    const model = new Model(params, config);
+    const write = (count) => generate(model, new TextEncoder().encode("The "), count, drawn(1, 0, 7));
+    write(100);
+    const begun = process.cpuUsage();
+    write(Number(length));
+    const { user, system } = process.cpuUsage(begun);
+    return String((1e6 * Number(length)) / (user + system));
+  },
   /** CHECKPOINT PROMPT STATE: read the prompt, and save the state as the page does */
   save(path, prompt, target) {
     const { params, config } = opened(path);

@@ -283,6 +283,10 @@ def test_what_a_neuron_says_and_whom_it_knows_is_in_the_weights(
     assert found["excited_by"] == list(np.argsort(-whole[:, row])[:6])
 
 
+def test_it_writes_a_hundred_bytes_and_more_for_each_second_of_a_processor(ask: Ask) -> None:
+    assert float(ask("speed", EMBEDDED, 300)) > 100
+
+
 @pytest.mark.parametrize("kind", ["Gx", "Gy"])
 @pytest.mark.parametrize("which", ["small", "embedded"])
 def test_hubs_are_those_of_the_matrices_for_the_page_and_for_the_command(

@@ -104,6 +104,21 @@ def test_the_page_is_there_in_two_seconds(browser: Page, written: Path) -> None:
     assert browser.run(TYPED) == OPENING
 
 
+def test_with_all_its_pictures_it_writes_a_hundred_bytes_and_more_for_each_second_of_a_processor(live: Page) -> None:
+    session = live.page.context.new_cdp_session(live.page)
+    session.send("Performance.enable", {"timeDomain": "threadTicks"})  # of the thread that the page runs in
+
+    def spent() -> float:
+        metrics = {one["name"]: one["value"] for one in session.send("Performance.getMetrics")["metrics"]}
+        return float(metrics["TaskDuration"])
+
+    before, length = spent(), 300
+    live.run(f"document.querySelector('#generate [name=bytes]').value = {length}")
+    live.click("#go")
+    live.wait(f"{TYPED}.length >= {len(OPENING) + length} && document.querySelector('#stop').disabled")
+    assert length / (spent() - before) > 100
+
+
 def test_it_writes_the_text_that_the_specification_writes(live: Page) -> None:
     type_instead(live, "The ")
     for name, value in {"bytes": "60", "temperature": "0.8", "top_k": "0", "seed": str(2**64 - 3)}.items():
