@@ -16,6 +16,24 @@ OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 PATIENCE = 60.0  # seconds until a page that does not come to what is waited for is an error
 
 
+# The contrast of each text with what lies behind it, where that is one colour.
+CONTRASTS = """(() => {
+  const rgb = (text) => text.match(/[\\d.]+/g).map(Number).map((v, i) => text.startsWith('color(srgb') && i < 3 ? 255 * v : v);
+  const light = (c) => c.slice(0, 3).map((v) => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const behind = (e) => { const c = rgb(getComputedStyle(e).backgroundColor);
+    return c.length < 4 || c[3] === 1 ? c : e.parentElement ? behind(e.parentElement) : [255, 255, 255]; };
+  const found = [];
+  for (const e of document.querySelectorAll('main *, header *, footer *')) {
+    const own = [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
+    if (!own || !e.offsetParent || e.closest('#shades, .strip, :disabled, svg, legend + *')) continue;
+    const [a, b] = [light(rgb(getComputedStyle(e).color)), light(behind(e))];
+    found.push({ text: e.textContent.trim().slice(0, 40), ratio: (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05) });
+  }
+  return found;
+})()"""
+
+
 @contextmanager
 def chromium() -> Iterator[Any]:
     """A browser without a window. Without one here the test is skipped."""

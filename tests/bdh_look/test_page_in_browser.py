@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chromium import CONTRASTS
 
 import bdh_spec
 from bdh_look.causes import causes
@@ -115,15 +116,55 @@ def test_the_slider_follows_the_state(shown: Any) -> None:
     assert cursor == pytest.approx((50 + 0.5) / len(TEXT) * 100)
 
 
-def test_nothing_is_wider_than_the_window(shown: Any) -> None:
-    assert shown.evaluate("document.documentElement.scrollWidth <= innerWidth")
+def shaded(tab: Any) -> list[int]:
+    found = (
+        "[...document.querySelectorAll('#text span')].filter((e) => e.style.getPropertyValue('--r')).map((e) => +e.id.slice(1))"
+    )
+    return list(tab.evaluate(found))
 
 
-def test_the_text_can_be_read_in_both_schemes(shown: Any) -> None:
-    ink, paper = (shown.evaluate(f"getComputedStyle(document.body).{name}") for name in ("color", "backgroundColor"))
-    light = [sum(int(part) for part in colour.strip("rgba()").split(",")[:3]) / 765 for colour in (ink, paper)]
-    assert abs(light[0] - light[1]) > 0.7
-    assert Path(shown.url).name == "look.html"
+def test_the_text_is_shaded_by_what_mattered_or_by_what_was_read(shown: Any) -> None:
+    shown.click("#b60")
+    assert len(shaded(shown)) == TOP["causes"]
+    shown.click("[data-shade=reads]")
+    assert shown.get_attribute("[data-shade=reads]", "aria-pressed") == "true"
+    assert len(shaded(shown)) > TOP["causes"]
+    shown.focus("[data-shade=causes]")
+    shown.keyboard.press("Enter")
+    assert len(shaded(shown)) == TOP["causes"]
+
+
+def test_synapses_lead_to_their_writers_and_neurons_and_the_course_to_a_byte(shown: Any) -> None:
+    shown.click("#b60")
+    written = shown.query_selector("#synapses button[title]")
+    at = int(written.get_attribute("title").split()[-1])
+    written.click()
+    assert picked(shown) == at
+    shown.click("#b60")
+    button = shown.query_selector("#grew button")
+    neuron = int(button.get_attribute("data-neuron"))
+    button.click()
+    n = bdh_spec.read()[1].n_neurons
+    assert text_of(shown, "#h-neuron") == f"Neuron {neuron % n} of head {neuron // n}"
+    course = shown.locator("canvas.course").first
+    course.scroll_into_view_if_needed()
+    course.click(position={"x": course.bounding_box()["width"] * 10.5 / len(TEXT), "y": 5})
+    assert picked(shown) == 10
+
+
+@pytest.mark.parametrize("width", [400, 1300])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_is_wider_than_the_window_and_everything_can_be_read(
+    chromium: Any, address: str, width: int, scheme: str
+) -> None:
+    tab = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    tab.goto(address)
+    tab.wait_for_selector("html[data-ready]")
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    ratios = tab.evaluate(CONTRASTS)
+    tab.close()
+    assert len(ratios) > 100
+    assert not [told for told in ratios if told["ratio"] < 4.5], "WCAG's AA"
 
 
 def test_without_causes_the_page_shows_what_was_read(chromium: Any, tmp_path: Path) -> None:

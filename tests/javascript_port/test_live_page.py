@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chromium import Page
+from chromium import CONTRASTS, Page
 from click.testing import CliRunner
 
 import bdh_spec
@@ -524,24 +524,6 @@ def test_nothing_is_cut_off_and_everything_can_be_read(live: Page, run_folder: P
     ratios = live.run(CONTRASTS)
     assert len(ratios) > 40
     assert not [told for told in ratios if told["ratio"] < 4.5], "WCAG's AA"
-
-
-# The contrast of each text with what lies behind it, where that is one colour.
-CONTRASTS = """(() => {
-  const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
-  const light = (c) => c.slice(0, 3).map((v) => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
-    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-  const behind = (e) => { const c = rgb(getComputedStyle(e).backgroundColor);
-    return c.length < 4 || c[3] === 1 ? c : e.parentElement ? behind(e.parentElement) : [255, 255, 255]; };
-  const found = [];
-  for (const e of document.querySelectorAll('main *, header *, footer *')) {
-    const own = [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
-    if (!own || !e.offsetParent || e.closest('#shades, .strip, :disabled, svg, legend + *')) continue;
-    const [a, b] = [light(rgb(getComputedStyle(e).color)), light(behind(e))];
-    found.push({ text: e.textContent.trim().slice(0, 40), ratio: (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05) });
-  }
-  return found;
-})()"""
 
 
 def test_without_a_checkpoint_the_page_asks_for_one(browser: Page, tmp_path: Path) -> None:
