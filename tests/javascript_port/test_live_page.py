@@ -218,6 +218,7 @@ def test_a_state_of_another_port_goes_on_here(live: Page, tmp_path: Path) -> Non
     live.wait("!document.querySelector('#before').hidden")
     assert live.run(TYPED) == "t"
     assert "19 bytes" in live.run("document.querySelector('#before').textContent")
+    live.wait("document.querySelector('#causes-note').textContent.startsWith('What stands before is in the state')")
     for name, value in {"bytes": "30", "temperature": "1", "top_k": "0", "seed": "11"}.items():
         live.run(f"document.querySelector('#generate [name={name}]').value = '{value}'")
     live.click("#go")
@@ -433,6 +434,18 @@ def test_what_the_prediction_came_from_is_told_and_leads_there(live: Page) -> No
     live.wait("document.querySelector('#causes-of').ariaBusy === 'false'")
     type_instead(live, "x")
     live.wait("document.querySelector('#causes-note').textContent.startsWith('Nothing stands before this byte')")
+    live.click("#afresh")
+    live.wait("document.querySelector('#causes-note').textContent === ''")
+
+
+def test_a_state_that_is_too_large_is_not_tried_without_bytes(live: Page, tmp_path: Path) -> None:
+    config = BDHConfig(n_layer=36, n_embd=64, n_head=1, mlp_internal_dim_multiplier=128)
+    bdh_spec.save(tmp_path / "deep.safetensors", bdh_spec.init(config, np.random.default_rng(0)), config)
+    type_instead(live, "ab")
+    live.drop(tmp_path / "deep.safetensors")
+    live.wait("document.querySelector('#model-name').textContent === 'deep.safetensors'")
+    live.wait("document.querySelector('#causes-note').textContent.includes('too large to try it without')")
+    assert live.run("document.querySelectorAll('#causes li').length") == 0
 
 
 def test_a_neuron_is_picked_with_the_mouse_or_by_keyboard(live: Page) -> None:

@@ -22,6 +22,7 @@ const REDRAW = 120; // milliseconds between two pictures while it works
 const NEAR = 64; // tokens that are read again at once, to show a state or to go back
 const CANDIDATES = 8; // bytes shown under "What comes next?"
 const TRIED = 12; // earlier bytes that are left out, one at a time
+const ROOM_TO_TRY = 2 ** 26; // bytes of a state: of a larger one the page holds no two copies at each key
 const CAUSES = 5; // shown under "What this came from"
 const LOOKED_BACK = 8; // and under "What it looked back at"
 const CHIPS = 5; // neurons shown side by side
@@ -385,16 +386,25 @@ let tried = ""; // what the causes that are shown, or worked out, belong to
 /** What the prediction came from: worked out a little at a time, once there is time for it. */
 async function draw_causes(underway) {
   const { reading, chosen } = app;
-  const near = chosen === reading.tokens.length - 1 || reading.distance_to(chosen) <= NEAR;
   const what = underway || !reading.records[chosen] ? "" : [reading.position, app.job, chosen].join();
   if (what && what === tried) return;
   tried = what;
-  $("causes-of").setAttribute("aria-busy", String(Boolean(what && near && chosen)));
-  if (!what) return;
-  if (!chosen || !near)
-    return show_causes(null, chosen ? "Go to the end of the text, and here stands what the prediction came from." : "");
-  const found = await in_slices(causes(reading, chosen, TRIED), () => what === tried);
-  if (found) show_causes(found, "");
+  $("causes-of").setAttribute("aria-busy", String(Boolean(what)));
+  if (!what) return underway ? undefined : show_causes(null, "");
+  const note = why_not_to_try();
+  const known = note ? null : await in_slices(causes(reading, chosen, TRIED), () => what === tried);
+  if (note || known) show_causes(known, note);
+}
+
+/** Why nothing is tried without some byte; empty if it is. */
+function why_not_to_try() {
+  const { reading, chosen } = app;
+  if (chosen === 0 && reading.base) return "What stands before is in the state, where no byte can be told apart.";
+  if (chosen === 0) return "Nothing stands before this byte: the prediction comes from itself.";
+  if (reading.state.size > ROOM_TO_TRY)
+    return "The state of this model is too large to try it without some byte here: bdh-look TEXT does.";
+  const near = chosen === reading.tokens.length - 1 || reading.distance_to(chosen) <= NEAR;
+  return near ? "" : "Too much would have to be read again here. At the end of the text stands what the prediction came from.";
 }
 
 function show_causes(known, note) {
