@@ -412,8 +412,7 @@ function show_causes(known, note) {
   const found = known ? known.found.slice(0, CAUSES) : [];
   const most = Math.max(0.1, ...found.map(({ gave }) => Math.abs(gave)));
   const byte = (token) => element("b", { class: "byte" }, named(token));
-  if (!found.length)
-    $("causes-note").replaceChildren(note || "Nothing stands before this byte: the prediction comes from itself.");
+  if (!found.length) $("causes-note").replaceChildren(note);
   else if (Math.abs(found[0].gave) < 0.02)
     $("causes-note").replaceChildren(
       "Without any single one of the earlier bytes ",
