@@ -5,7 +5,7 @@ BIN := .venv/bin
 HF_TESTS := .venv/transformers-tests
 TOOLS := .venv/release-tools
 
-.PHONY: demo test test-thorough conform conformance-score bench lint lock dist sbom licences audit versions workflows clean
+.PHONY: demo test test-thorough conform conformance-score bench lint javascript lock dist sbom licences audit versions workflows clean
 
 demo: .venv/.ready
 	@$(BIN)/python examples/demo.py
@@ -39,6 +39,10 @@ lint: .venv/.ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# What the live page takes of d3, bundled into one module. It lies in the repository, so only a change of it takes npm.
+javascript:
+	@cd look/vendor && npm ci --silent && npm run --silent build
 
 # What is locked, by hash: versions are chosen in constraints.txt.
 lock: $(TOOLS)/.ready

@@ -2,7 +2,11 @@
 
 import gc
 import signal
+from collections.abc import Iterator
+from typing import Any
 
+import pytest
+from chromium import chromium as started
 from hypothesis import settings
 
 # A shell lets what it starts in the background ignore Ctrl-C, which programs that the tests start would inherit.
@@ -22,3 +26,10 @@ def pytest_collection_finish() -> None:
 def pytest_unconfigure() -> None:
     """At the end it may, or extension modules complain of what they find left."""
     gc.unfreeze()
+
+
+@pytest.fixture(scope="module")  # an event loop runs as long as it is there, which other modules may not expect
+def chromium() -> Iterator[Any]:
+    """The browser of this machine; without one a test is skipped."""
+    with started() as browser:
+        yield browser

@@ -13,6 +13,7 @@ import numpy as np
 from bdh_look import corpus
 from bdh_look.errors import LookError
 from bdh_look.options import Chosen, check_free, of_a_model, put
+from bdh_look.runs import checkpoints_in, label
 from bdh_look.tables import percent, quoted, show
 from bdh_spec import checkpoint as files
 from bdh_spec.params import Array, fingerprint
@@ -43,7 +44,13 @@ def write_json(report: Path | None, found: Any) -> None:
 @click.command("neurons", short_help="Who is active over a text, and for what, beside what chance gives.")
 @data_option
 @click.option(
-    "--also", multiple=True, type=FILE, help="Density of these checkpoints too, such as those of a run; may be repeated."
+    "--also",
+    multiple=True,
+    type=FILE,
+    help="Density of these checkpoints too, over training: earlier ones, or the folder of a run; may be repeated.",
+)
+@click.option(
+    "--picture", "picture_to", type=FILE, help="Draw density by layer, head and position, over training, to this PNG."
 )
 @click.option(
     "--kind",
@@ -68,6 +75,7 @@ def neurons(
     chosen: Chosen,
     data: Path,
     also: tuple[Path, ...],
+    picture_to: Path | None,
     kind: str,
     max_bytes: int,
     window: int,
@@ -84,7 +92,8 @@ def neurons(
     """
     from bdh_look import neurons as study
 
-    check_free(report, force)
+    for path in (report, picture_to):
+        check_free(path, force)
     text, model = corpus.read_text(data, max_bytes), chosen.load()
     taken, rng = generator(chosen, seed)
     window = min(window, len(text))
@@ -93,8 +102,14 @@ def neurons(
     rows = study.predictability(seen, rng, shifts)
     said = study.summary(seen, found, rows) | {"seed": taken, "kind": kind, "model": chosen.name}
     show_density(chosen.name, said)
-    said["also"] = {str(path): study.summary_of_density(study.activity(chosen.load(path), text, window)) for path in also}
-    show_training(said)
+    earlier = [one for path in also for one in checkpoints_in(path)]
+    said["also"] = {str(path): study.summary_of_density(study.activity(chosen.load(path), text, window)) for path in earlier}
+    course = [(label(path), said["also"][str(path)]) for path in earlier]
+    if chosen.checkpoint is None or chosen.checkpoint.resolve() not in {path.resolve() for path in earlier}:
+        course.append((label(Path(chosen.name)), study.summary_of_density(seen)))
+    show_training(course)
+    if picture_to is not None:
+        put(picture_to, study.picture(course))
     show(
         "Share of active neurons against the entropy of what is expected next (Spearman)",
         ("kind", "layer", "with entropy", "with loss", "chance gives up to"),
@@ -160,11 +175,20 @@ def show_density(name: str, said: dict[str, Any]) -> None:
     )
 
 
-def show_training(said: dict[str, Any]) -> None:
-    if said["also"]:
-        kinds = ("x_sparse", "y_sparse", "xy_sparse")
-        rows = [(name, *(percent(found[kind]) for kind in kinds), found["bits"]) for name, found in said["also"].items()]
-        show("Of other checkpoints", ("checkpoint", *kinds, "bits per byte"), rows)
+def show_training(course: list[tuple[str, dict[str, Any]]]) -> None:
+    if len(course) < 2:
+        return
+    kinds = ("x_sparse", "y_sparse", "xy_sparse")
+    rows = [
+        (
+            name,
+            *(percent(found[kind]) for kind in kinds),
+            " ".join(percent(float(np.mean(heads))) for heads in found["density"]["xy_sparse"]),
+            found["bits"],
+        )
+        for name, found in course
+    ]
+    show("Over training", ("checkpoint", *kinds, "xy_sparse by layer", "bits per byte"), rows)
 
 
 @click.command("graph", short_help="Who excites whom: degrees, tails and communities.")

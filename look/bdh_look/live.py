@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import base64
 import html
+import json
 import re
 import warnings
 import webbrowser
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import click
+import numpy as np
 
 import bdh_spec
-from bdh_spec import CheckpointError, ForeignTokensWarning, TokensError
+from bdh_look.options import check_free, put
+from bdh_look.runs import checkpoints_in, step_in
+from bdh_look.typed_arrays import encoded
+from bdh_spec import BDHConfig, CheckpointError, ForeignTokensWarning, Params, TokensError
 from bdh_spec.checkpoint import EMBEDDED
-from bdh_spec.files import whole_file
 from bdh_spec.registry import Freqs
 
 JAVASCRIPT = Path(__file__).parent / "javascript"
 BYTES = 256  # tokens of a model that reads bytes
 LARGEST = 2**28  # bytes of a checkpoint that a page can carry: in base64, browsers read strings of up to 2^29
 
-IMPORT = re.compile(r'^import \{([^}]*)\} from "\./([a-z_]+)\.mjs";\n', re.MULTILINE)
+IMPORT = re.compile(r'^import \{([^}]*)\} from "\./([a-z0-9_]+)\.mjs";\n', re.MULTILINE)
 EXPORT = re.compile(r"^export (?=(?:async )?(?:function\*?|class|const) (\w+))", re.MULTILINE)
+EXPORTS = re.compile(r"export ?\{([^{}]*)\};?\s*\Z")  # at the end of what another bundler made: ours as theirs, ...
 
 
 def bundle(entry: str, folder: Path = JAVASCRIPT) -> str:
@@ -41,18 +48,25 @@ def _add_module(name: str, folder: Path, done: dict[str, str]) -> None:
     for _, imported in IMPORT.findall(source):
         if imported not in done:
             _add_module(imported, folder, done)
-    exported = ", ".join(EXPORT.findall(source))
-    inside = EXPORT.sub("", IMPORT.sub(r"const {\1} = modules.\2;\n", source))
+    listed = [one.strip().split(" as ") for some in EXPORTS.findall(source) for one in some.split(",")]
+    exported = ", ".join([*EXPORT.findall(source), *(f"{theirs}: {ours}" for ours, theirs in listed)])
+    inside = EXPORTS.sub("", EXPORT.sub("", IMPORT.sub(r"const {\1} = modules.\2;\n", source)))
     done[name] = f"modules.{name} = (() => {{\n{inside}\nreturn {{ {exported} }};\n}})();\n"
 
 
-def page(checkpoint: bytes | None = None, name: str = "") -> str:
-    """The whole page as one HTML text, with a canonical checkpoint in it, or without one: then it asks for a file."""
+def page(checkpoint: bytes | None = None, name: str = "", run: Sequence[dict[str, Any]] = ()) -> str:
+    """The whole page as one HTML text, with a canonical checkpoint in it, or without one: then it asks for a file.
+
+    ``run`` has the graphs of several checkpoints, as ``graphs_of`` makes them, of which ``checkpoint`` is the last.
+    """
     template = (JAVASCRIPT / "index.html").read_text(encoding="utf-8")
     carried = ""
     if checkpoint is not None:
         data = base64.b64encode(checkpoint).decode()
         carried = f'<script type="text/plain" id="checkpoint" data-name="{html.escape(name)}">{data}</script>'
+    if run:
+        told = json.dumps(run, separators=(",", ":")).replace("<", "\\u003c")
+        carried += f'\n<script type="application/json" id="run">{told}</script>'
     parts = {
         "/* page.css */": (JAVASCRIPT / "page.css").read_text(encoding="utf-8"),
         "/* modules */": bundle("page"),
@@ -62,8 +76,8 @@ def page(checkpoint: bytes | None = None, name: str = "") -> str:
     return before + "".join(parts.get(part, part) for part in rest)
 
 
-def canonical(path: Path | None, n_layer: int | None = None, freqs: Freqs | None = None) -> bytes:
-    """A checkpoint of any dialect as a canonical file, refused if its tokens are no bytes or it is too large for a page."""
+def opened(path: Path | None, n_layer: int | None = None, freqs: Freqs | None = None) -> tuple[Params, BDHConfig]:
+    """A checkpoint of any dialect, refused if its tokens are no bytes."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", ForeignTokensWarning)
         params, config = bdh_spec.read(path, n_layer, freqs)
@@ -71,6 +85,11 @@ def canonical(path: Path | None, n_layer: int | None = None, freqs: Freqs | None
         raise TokensError(
             f"{path} has {config.vocab_size} tokens, and bytes are {BYTES}: use its own tokenizer with bdh_spec.load"
         )
+    return params, config
+
+
+def canonical(path: Path | None, params: Params, config: BDHConfig) -> bytes:
+    """A checkpoint as a canonical file, refused if it is too large for a page."""
     if (size := sum(weight.nbytes for weight in params)) > LARGEST:
         raise CheckpointError(
             f"{path} holds {size:,} bytes, and a page carries up to {LARGEST:,}: write it with --empty, and drop the file on it"
@@ -80,8 +99,34 @@ def canonical(path: Path | None, n_layer: int | None = None, freqs: Freqs | None
         return (Path(folder) / "canonical.safetensors").read_bytes()
 
 
+def graphs_of(paths: Sequence[Path], models: Iterable[tuple[Params, BDHConfig]]) -> list[dict[str, Any]]:
+    """For the page, of each checkpoint of a run: its name, its step if it tells one, and its graphs with their hubs."""
+    from bdh_look.hubs import hubs
+
+    found, first = [], None
+    for path, (params, config) in zip(paths, models, strict=True):
+        first = first or config
+        if (config.n_embd, config.n_head, config.n_neurons) != (first.n_embd, first.n_head, first.n_neurons):
+            raise CheckpointError(f"{path} has other sizes than {paths[0]}: checkpoints of one run have the same neurons")
+        graphs = {
+            kind: {key: encoded(value) if isinstance(value, np.ndarray) else value for key, value in graph.items()}
+            | {"chance": {way: encoded(value) for way, value in graph["chance"].items()}}
+            for kind, graph in hubs(params, config).items()
+        }
+        found.append({"name": path.name, "step": step_in(path), "graphs": graphs})
+    return found
+
+
 @click.command("live", context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("-c", "--checkpoint", type=click.Path(path_type=Path), help="Of any dialect.  [default: the embedded model]")
+@click.option(
+    "-c",
+    "--checkpoint",
+    "given",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Of any dialect. Several of one training run, or its folder, show its graph come about; the last one runs."
+    "  [default: the embedded model]",
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("live.html"), show_default=True, help="The page.")
 @click.option("--empty", is_flag=True, help="Without a checkpoint: the page asks for a file.")
 @click.option("--open", "show", is_flag=True, help="Show the page in a browser.")
@@ -89,25 +134,32 @@ def canonical(path: Path | None, n_layer: int | None = None, freqs: Freqs | None
 @click.option("--freqs", type=click.Choice(("keep", "reset")), help="Of frequencies that are not BDH's: use them, or BDH's.")
 @click.option("--force", is_flag=True, help="Replace a file.")
 def live(
-    checkpoint: Path | None, output: Path, empty: bool, show: bool, n_layer: int | None, freqs: Freqs | None, force: bool
+    given: tuple[Path, ...],
+    output: Path,
+    empty: bool,
+    show: bool,
+    n_layer: int | None,
+    freqs: Freqs | None,
+    force: bool,
 ) -> None:
     """Write a page that runs a model while one types: one HTML file, which opens without a server or a network."""
-    ignored = checkpoint or (n_layer and "--n-layer") or (freqs and "--freqs")
+    ignored = (given and given[0]) or (n_layer and "--n-layer") or (freqs and "--freqs")
     if empty and ignored:
         raise click.UsageError(f"--empty leaves the model out, so {ignored} would be ignored: leave one of them out")
-    if n_layer and not checkpoint:
+    if show and str(output) == "-":
+        raise click.UsageError("a page on stdout is no file for --open to show: name one with -o")
+    if n_layer and not given:
         raise click.UsageError("the embedded model knows its layers, so --n-layer would be ignored: leave it out")
-    _refuse_to_replace(output, force)
-    text = page() if empty else page(canonical(checkpoint, n_layer, freqs), (checkpoint or EMBEDDED).name)
-    with whole_file(output, replace=force) as part:
-        part.write_text(text, encoding="utf-8")
-    click.echo(output)
+    check_free(output, force)
+    with_model = page() if empty else _with_model([one for path in given for one in checkpoints_in(path)], n_layer, freqs)
+    put(output, with_model.encode(), replace=force)
     if show:
         webbrowser.open(output.resolve().as_uri())
 
 
-def _refuse_to_replace(output: Path, force: bool) -> None:
-    if output.exists() and not force:
-        raise CheckpointError(f"{output} exists: choose another name or give --force")
-    if not output.resolve().parent.is_dir():
-        raise CheckpointError(f"{output.parent} is not a folder: nothing can be saved there")
+def _with_model(paths: Sequence[Path], n_layer: int | None, freqs: Freqs | None) -> str:
+    """The page with one checkpoint; or with the last of several, and the graphs of all."""
+    last = paths[-1] if paths else None
+    carried = canonical(last, *opened(last, n_layer, freqs))
+    run = graphs_of(paths, (opened(path, n_layer, freqs) for path in paths)) if len(paths) > 1 else ()
+    return page(carried, (last or EMBEDDED).name, run)

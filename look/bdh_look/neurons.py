@@ -8,6 +8,7 @@ nearly all of these counts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -248,16 +249,11 @@ def synapses(model: Model, text: bytes, rng: np.random.Generator, window: int = 
 def summary(seen: Activity, found: Selectivity, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Everything that was found as plain numbers, for JSON."""
     L, h, _ = seen.shape
-    edges = [0, *(2**k for k in range(3, 20) if 2**k < seen.window), seen.window]
     selective = found.selective()
     return {
         "bytes": len(seen.text),
         "window": seen.window,
-        "density": {kind: values.mean(-1).tolist() for kind, values in seen.density.items()},
-        "by_position": [
-            {"from": a, "to": b, **{kind: float(values[..., a:b].mean()) for kind, values in seen.density.items()}}
-            for a, b in pairwise(edges)
-        ],
+        **densities(seen),
         "never_active": float((~seen.active.any(1)).mean()),
         "predictability": list(rows),
         "labels": [
@@ -278,7 +274,55 @@ def summary(seen: Activity, found: Selectivity, rows: list[dict[str, Any]]) -> d
     }
 
 
-def summary_of_density(seen: Activity) -> dict[str, float]:
-    """The share of active neurons of each kind, and the bits per byte, of a checkpoint among others."""
+def densities(seen: Activity) -> dict[str, Any]:
+    """The share of active neurons of each kind by layer and head, and by position in the window."""
+    edges = [0, *(2**k for k in range(3, 20) if 2**k < seen.window), seen.window]
+    return {
+        "density": {kind: values.mean(-1).tolist() for kind, values in seen.density.items()},
+        "by_position": [
+            {"from": a, "to": b, **{kind: float(values[..., a:b].mean()) for kind, values in seen.density.items()}}
+            for a, b in pairwise(edges)
+        ],
+    }
+
+
+def summary_of_density(seen: Activity) -> dict[str, Any]:
+    """The share of active neurons of each kind, over all and in parts, and the bits per byte, of a checkpoint among others."""
     shares = {kind: float(values.mean()) for kind, values in seen.density.items()}
-    return shares | {"bits": float(np.nanmean(seen.loss) / np.log(2))}
+    return shares | densities(seen) | {"bits": float(np.nanmean(seen.loss) / np.log(2))}
+
+
+def picture(course: Sequence[tuple[str, dict[str, Any]]]) -> bytes:
+    """A PNG: the share of active neurons by layer and head over checkpoints, and below by position in the window.
+
+    ``course`` has a label and the ``densities`` of each checkpoint, in the order of training; of one it shows that one.
+    """
+    import io
+
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 6.4), layout="constrained")
+    panels = figure.subplots(2, 3, sharey="col")
+    labels_of = [label for label, _ in course]
+    for (above, below), kind in zip(panels.T, KINDS, strict=True):
+        shares = 100 * np.array([found["density"][kind] for _, found in course])  # C L h
+        for layer, colour in enumerate(colormaps["viridis"](np.linspace(0, 0.85, shares.shape[1]))):
+            above.plot(shares[:, layer], "-", color=colour, alpha=0.25, linewidth=0.8)
+            above.plot(shares[:, layer].mean(-1), "o-", color=colour, markersize=3.5, label=f"layer {layer}")
+        shown = np.unique(np.linspace(0, len(course) - 1, 6).round().astype(int))
+        above.set_xticks(shown, [labels_of[i] for i in shown], rotation=20 if len(course) > 1 else 0)
+        above.set(title=f"{kind}, % active", xlabel="checkpoint", ylim=(0, None))
+        colours = colormaps["plasma"](np.linspace(0, 0.85, len(course)))
+        for i, ((label, found), colour) in enumerate(zip(course, colours, strict=True)):
+            rows = found["by_position"]
+            middle = [np.sqrt(max(row["from"], 1) * row["to"]) for row in rows]
+            name = label if i in (0, len(course) - 1) else None
+            below.semilogx(middle, [100 * row[kind] for row in rows], ".-", base=2, color=colour, label=name)
+        below.set(xlabel="bytes read before; mean of all layers and heads", ylim=(0, None))
+        below.xaxis.set_major_formatter("{x:.0f}")
+    panels[0, 0].legend(fontsize=8, title="thin: its heads", title_fontsize=8)
+    panels[1, 0].legend(fontsize=8, title="checkpoint", title_fontsize=8)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=140, metadata={"Software": None})
+    return buffer.getvalue()

@@ -107,12 +107,12 @@ def check_free(output: Path | None, force: bool) -> None:
         raise CheckpointError(f"{output.parent} is not a folder: nothing can be written there")
 
 
-def put(output: Path, content: bytes) -> None:
-    """Write a file whole, and its name to stdout; or its content."""
+def put(output: Path, content: bytes, *, replace: bool = True) -> None:
+    """Write a file whole, and its name to stdout; or its content. Without ``replace`` the name must still be free then."""
     if str(output) == "-":
         sys.stdout.buffer.write(content)
         return
     clean_up_when_interrupted()
-    with whole_file(output) as part:
+    with whole_file(output, replace=replace) as part:
         part.write_bytes(content)
     click.echo(output)

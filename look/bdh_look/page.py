@@ -6,11 +6,9 @@ What one sees of a byte is the largest few of thousands of numbers, so the page 
 
 from __future__ import annotations
 
-import base64
 import json
 from importlib.metadata import version
 from importlib.resources import files
-from typing import Any
 
 import jinja2
 import markupsafe
@@ -19,6 +17,7 @@ import numpy as np
 from bdh_look.causes import causes
 from bdh_look.errors import LookError
 from bdh_look.record import Record, record
+from bdh_look.typed_arrays import encoded
 from bdh_spec import Model
 from bdh_spec.model import layer_norm
 from bdh_spec.params import Array, Params, cast, count, fingerprint
@@ -75,17 +74,6 @@ def check_length(text: bytes) -> bytes:
     if not 2 <= len(text) <= MAX_BYTES:
         raise LookError(f"the text has {len(text)} bytes: a page shows 2 to {MAX_BYTES:,}, so give as many")
     return text
-
-
-def encoded(values: Array) -> dict[str, Any]:
-    """A typed array for JavaScript: its little-endian bytes in base64, its type and its shape."""
-    kinds = {"u1": "Uint8", "i1": "Int8", "u2": "Uint16", "i2": "Int16", "u4": "Uint32", "f4": "Float32"}
-    little = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
-    return {
-        "type": kinds[f"{values.dtype.kind}{values.dtype.itemsize}"],
-        "shape": list(values.shape),
-        "base64": base64.b64encode(little.tobytes()).decode(),
-    }
 
 
 def glyphs(text: bytes) -> list[str]:

@@ -1,6 +1,7 @@
 """The command bdh-look: answers on stdout or in files, misuse in one sentence, files whole or not at all."""
 
 import json
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -11,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 import bdh_spec
-from bdh_look import cli
+from bdh_look import cli, neurons
 from bdh_spec import BDHConfig
 from bdh_spec.params import fingerprint
 
@@ -76,7 +77,7 @@ def test_the_version_and_the_help_are_told() -> None:
 def test_neurons_prints_tables_and_writes_what_it_found(folder: Path) -> None:
     words = ["neurons", "--data", "text", "--window", "32", "--shifts", "20", "--seed", "3", "--also", "m.safetensors"]
     out = run(*words, "--synapses", "--json", "n.json")
-    for title in ("Active neurons", "By position", "Selective xy_sparse", "Of other checkpoints", "State entries"):
+    for title in ("Active neurons", "By position", "Selective xy_sparse", "State entries"):
         assert title in out
     found = json.loads(Path("n.json").read_text())
     assert found["seed"] == 3
@@ -84,6 +85,25 @@ def test_neurons_prints_tables_and_writes_what_it_found(folder: Path) -> None:
     assert found["also"]["m.safetensors"]["xy_sparse"] == pytest.approx(np.mean(found["density"]["xy_sparse"]))
     again = run(*words, "--synapses", "--json", "n.json", "--force")
     assert again == out  # one seed, one answer
+
+
+def test_density_over_training_is_told_and_drawn(folder: Path) -> None:
+    Path("run/checkpoints").mkdir(parents=True)
+    for step in (100, 20):
+        params = bdh_spec.init(CONFIG, np.random.default_rng(step))
+        bdh_spec.save(f"run/checkpoints/step-{step:08d}.safetensors", params, CONFIG)
+    words = ["neurons", "--data", "text", "--window", "32", "--shifts", "20", "--seed", "3", "--json", "n.json"]
+    out = run(*words, "--also", "run", "--picture", "n.png")
+    also = json.loads(Path("n.json").read_text())["also"]
+    assert list(also) == ["run/checkpoints/step-00000020.safetensors", "run/checkpoints/step-00000100.safetensors"]
+    rows = re.findall(r"│ (20|100|m\.safetensors) ", out[out.index("Over training") :])
+    assert rows[:3] == ["20", "100", "m.safetensors"]
+    for path, found in also.items():
+        seen = neurons.activity(bdh_spec.load(path, "numpy"), TEXT, 32)
+        for kind, values in seen.density.items():
+            assert found["density"][kind] == pytest.approx(values.mean(-1))
+            assert found["by_position"][0][kind] == pytest.approx(values[..., :8].mean())
+    assert Path("n.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_graph_prints_tables_and_writes_graphs_and_pictures(folder: Path) -> None:

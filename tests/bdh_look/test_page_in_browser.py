@@ -1,22 +1,18 @@
 """The page in a real browser: clicks, keys, both widths, both schemes, no errors. Skipped where no browser is installed."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from chromium import CONTRASTS
 
 import bdh_spec
 from bdh_look.causes import causes
 from bdh_look.page import TOP, page
 from bdh_look.record import record
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-FOUND = next((path for name in BROWSERS if (path := shutil.which(name))), None)
 TEXT = b'The "try" statement specifies exception handlers for a group of\nstatements: see the "try" statement.'
-
-pytestmark = pytest.mark.skipif(FOUND is None, reason=f"no browser is installed here: none of {', '.join(BROWSERS)}")
 
 
 @pytest.fixture(scope="module")
@@ -26,20 +22,11 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     return file.as_uri()
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed, which drives the browser")
-    with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=FOUND, args=["--no-sandbox"])
-        yield started
-        started.close()
-
-
 @pytest.fixture(params=[(400, "dark"), (1300, "light")], ids=["400 dark", "1300 light"])
-def shown(browser: Any, address: str, request: pytest.FixtureRequest) -> Iterator[Any]:
+def shown(chromium: Any, address: str, request: pytest.FixtureRequest) -> Iterator[Any]:
     """The page at one width and in one scheme; whatever the console says, or the network is asked for, is an error."""
     width, scheme = request.param
-    tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    tab = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     said: list[str] = []
     tab.on("console", lambda message: said.append(message.text))
     tab.on("pageerror", lambda error: said.append(str(error)))
@@ -129,21 +116,61 @@ def test_the_slider_follows_the_state(shown: Any) -> None:
     assert cursor == pytest.approx((50 + 0.5) / len(TEXT) * 100)
 
 
-def test_nothing_is_wider_than_the_window(shown: Any) -> None:
-    assert shown.evaluate("document.documentElement.scrollWidth <= innerWidth")
+def shaded(tab: Any) -> list[int]:
+    found = (
+        "[...document.querySelectorAll('#text span')].filter((e) => e.style.getPropertyValue('--r')).map((e) => +e.id.slice(1))"
+    )
+    return list(tab.evaluate(found))
 
 
-def test_the_text_can_be_read_in_both_schemes(shown: Any) -> None:
-    ink, paper = (shown.evaluate(f"getComputedStyle(document.body).{name}") for name in ("color", "backgroundColor"))
-    light = [sum(int(part) for part in colour.strip("rgba()").split(",")[:3]) / 765 for colour in (ink, paper)]
-    assert abs(light[0] - light[1]) > 0.7
-    assert Path(shown.url).name == "look.html"
+def test_the_text_is_shaded_by_what_mattered_or_by_what_was_read(shown: Any) -> None:
+    shown.click("#b60")
+    assert len(shaded(shown)) == TOP["causes"]
+    shown.click("[data-shade=reads]")
+    assert shown.get_attribute("[data-shade=reads]", "aria-pressed") == "true"
+    assert len(shaded(shown)) > TOP["causes"]
+    shown.focus("[data-shade=causes]")
+    shown.keyboard.press("Enter")
+    assert len(shaded(shown)) == TOP["causes"]
 
 
-def test_without_causes_the_page_shows_what_was_read(browser: Any, tmp_path: Path) -> None:
+def test_synapses_lead_to_their_writers_and_neurons_and_the_course_to_a_byte(shown: Any) -> None:
+    shown.click("#b60")
+    written = shown.query_selector("#synapses button[title]")
+    at = int(written.get_attribute("title").split()[-1])
+    written.click()
+    assert picked(shown) == at
+    shown.click("#b60")
+    button = shown.query_selector("#grew button")
+    neuron = int(button.get_attribute("data-neuron"))
+    button.click()
+    n = bdh_spec.read()[1].n_neurons
+    assert text_of(shown, "#h-neuron") == f"Neuron {neuron % n} of head {neuron // n}"
+    course = shown.locator("canvas.course").first
+    course.scroll_into_view_if_needed()
+    course.click(position={"x": course.bounding_box()["width"] * 10.5 / len(TEXT), "y": 5})
+    assert picked(shown) == 10
+
+
+@pytest.mark.parametrize("width", [400, 1300])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_is_wider_than_the_window_and_everything_can_be_read(
+    chromium: Any, address: str, width: int, scheme: str
+) -> None:
+    tab = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    tab.goto(address)
+    tab.wait_for_selector("html[data-ready]")
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    ratios = tab.evaluate(CONTRASTS)
+    tab.close()
+    assert len(ratios) > 100
+    assert not [told for told in ratios if told["ratio"] < 4.5], "WCAG's AA"
+
+
+def test_without_causes_the_page_shows_what_was_read(chromium: Any, tmp_path: Path) -> None:
     file = tmp_path / "look.html"
     file.write_text(page(bdh_spec.load(backend="numpy"), b"The dragon\xff", with_causes=False), encoding="utf-8")
-    tab = browser.new_page()
+    tab = chromium.new_page()
     errors: list[str] = []
     tab.on("pageerror", lambda error: errors.append(str(error)))
     tab.goto(file.as_uri())

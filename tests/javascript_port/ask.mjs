@@ -9,11 +9,14 @@ import { pathToFileURL } from "node:url";
 
 const [folder, question, ...given] = process.argv.slice(2);
 const port = async (name) => import(`${pathToFileURL(folder)}/${name}.mjs`);
+const { causes } = await port("causes");
 const { as_bytes, as_text, byte_length } = await port("characters");
 const { read, read_state, save_state } = await port("checkpoint");
 const { Model } = await port("decode");
 const { BDHError } = await port("errors");
+const { hubs } = await port("graph");
 const { fingerprint } = await port("params");
+const { partners, speaks_for } = await port("partners");
 const { Reading } = await port("reading");
 const { Rotation, fixed_point, frequencies } = await port("rope");
 const { Sampling, uniform } = await port("sampling");
@@ -34,6 +37,17 @@ const answers = {
   generate(path, prompt, length, ...how) {
     const { params, config } = opened(path);
     return generate(new Model(params, config), new TextEncoder().encode(prompt), Number(length), drawn(...how));
+  },
+  /** CHECKPOINT LENGTH: bytes that are written for each second of a processor, warm */
+  speed(path, length) {
+    const { params, config } = opened(path);
+    const model = new Model(params, config);
+    const write = (count) => generate(model, new TextEncoder().encode("The "), count, drawn(1, 0, 7));
+    write(100);
+    const begun = process.cpuUsage();
+    write(Number(length));
+    const { user, system } = process.cpuUsage(begun);
+    return String((1e6 * Number(length)) / (user + system));
   },
   /** CHECKPOINT PROMPT STATE: read the prompt, and save the state as the page does */
   save(path, prompt, target) {
@@ -62,6 +76,25 @@ const answers = {
     const written = [...reading.written(config.n_layer - 1, 3, 1, bytes.length - 1)];
     return JSON.stringify({ bits: reading.bits, scores, fired, written });
   },
+  /** CHECKPOINT TEXT T: what is left of what is expected after byte T without each of twelve earlier ones, and what T read */
+  causes(path, text, t) {
+    const { params, config } = opened(path);
+    const reading = new Reading(new Model(params, config));
+    for (const byte of new TextEncoder().encode(text)) reading.read(byte);
+    const steps = causes(reading, Number(t), 12);
+    let step = steps.next();
+    while (!step.done) step = steps.next();
+    const before = reading.state_before(Number(t));
+    const parts = Array.from({ length: config.n_layer }, (_, i) => [...reading.parts(Number(t), i, before)]);
+    return JSON.stringify({ ...step.value, parts });
+  },
+  /** CHECKPOINT ROW TEXT: bytes of the text by how much a neuron speaks for them, and its partners */
+  neuron(path, row, text) {
+    const { params, config } = opened(path);
+    const model = new Model(params, config);
+    const bytes = new TextEncoder().encode(text);
+    return JSON.stringify({ speaks: speaks_for(model, Number(row), bytes), ...partners(model, Number(row), 6) });
+  },
   /** CHECKPOINT TEXT LENGTH: read, go back to a length, read on; the losses and the state of the last byte as they then are */
   rewind(path, text, length) {
     const { params, config } = opened(path);
@@ -87,6 +120,17 @@ const answers = {
       lengths.length,
       lengths.reduce((sum, one) => sum + one, 0),
     ]);
+  },
+  /** CHECKPOINT KIND: the graph of that kind and its hubs, and the CPU seconds that it took */
+  hubs(path, kind) {
+    const { params, config } = opened(path);
+    const steps = hubs(params, config, kind);
+    const begun = process.cpuUsage();
+    let step = steps.next();
+    while (!step.done) step = steps.next();
+    const { user, system } = process.cpuUsage(begun);
+    const plain = (key, value) => (ArrayBuffer.isView(value) ? [...value] : value);
+    return JSON.stringify({ ...step.value, seconds: (user + system) / 1e6 }, plain);
   },
   /** N STEPS: whether phases that go from position to position are those of products of whole numbers */
   turns(N, steps) {

@@ -1,13 +1,12 @@
-"""Node and Chromium, where this machine has them, and questions to the port in JavaScript."""
+"""Node, where this machine has it, and questions to the port in JavaScript."""
 
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from chromium import FOUND, Chromium
 
 import bdh_spec
 from bdh_look.live import JAVASCRIPT
@@ -49,15 +48,6 @@ def refusal(node: str) -> Callable[..., str]:
         return sentence
 
     return asked
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Chromium]:
-    if FOUND is None:
-        pytest.skip("no Chromium to open the page in: apt-get install chromium")
-    opened = Chromium()
-    yield opened
-    opened.close()
 
 
 @pytest.fixture(scope="session")

@@ -17,10 +17,12 @@ from bdh_conformance.files import vectors
 from bdh_conformance.files.check import DIFFERS, check
 from bdh_conformance.files.cli import vectors as command
 from bdh_conformance.yardstick.reference import Specification
+from bdh_look.hubs import hubs
 from bdh_look.live import JAVASCRIPT
 from bdh_spec import BDHConfig, Frequencies, Params
 from bdh_spec.checkpoint import EMBEDDED, metadata, read_state, save_state
 from bdh_spec.files import write_safetensors
+from bdh_spec.model import RecurrentState, layer_norm, log_softmax
 from bdh_spec.params import cast, fingerprint
 from bdh_spec.rope import frequencies
 
@@ -224,6 +226,104 @@ def test_what_the_page_shows_is_what_the_specification_computes(
             active = stages[f"layers.{i}.{name}"][0, :, -1].reshape(-1)
             assert set(np.flatnonzero(active > 1e-3 * active.max())) <= set(fired)
             assert len(fired) <= np.count_nonzero(active) + 2
+
+
+@pytest.mark.parametrize("t", [1, 20, len(TEXT.encode()) - 1])
+def test_what_a_prediction_came_from_is_what_the_specification_computes(
+    ask: Ask, small: tuple[Params, BDHConfig], tmp_path: Path, t: int
+) -> None:
+    params, config = small
+    bdh_spec.save(tmp_path / "m.safetensors", params, config)
+    found = json.loads(ask("causes", tmp_path / "m.safetensors", TEXT, t))
+    tokens = np.frombuffer(TEXT.encode(), np.uint8).astype(np.int64)[None, : t + 1]
+    tried = np.array([one["at"] for one in found["found"]])
+    h, D, N = params.encoder.shape
+
+    def wanted(weights: Params) -> dict[str, np.ndarray]:
+        """The chances without each, and what each entry of the state gave to what was read, by a state that we take apart."""
+        model = Specification(weights, config)
+        stages = model.trace(tokens)
+        inputs = [stages["embed"], *(stages[f"layers.{i}.x"] for i in range(config.n_layer - 1))]
+        q = [stages[f"layers.{i}.rotated"][0] for i in range(config.n_layer)]
+        _, state = model.advance(model.init_state(), tokens[:, :t])
+        held = model.export_state(state)
+        left = []
+        for u in tried:
+            layers = [S - q[i][:, u, :, None] * inputs[i][0, u] for i, S in enumerate(held.layers)]
+            without = model.import_state(RecurrentState(held.position, tuple(layers)))
+            logits = model.advance(without, tokens[:, t:])[0][0, -1]
+            left.append(np.exp(log_softmax(logits)[found["likeliest"]]))
+        parts = [np.abs(q[i][:, t, :, None] * S[0]) for i, S in enumerate(held.layers)]
+        shares = [part / part.sum((1, 2), keepdims=True) for part in parts]
+        return {"left": np.array(left), "parts": np.array(shares).reshape(config.n_layer, h * N, D)}
+
+    assert len(tried) == len(set(tried)) == min(t, 12)
+    expected = expect(wanted, params, "float32")
+    parts = np.array(found["parts"], np.float32).reshape(config.n_layer, h * N, D)
+    shown = {"left": np.array([one["left"] for one in found["found"]], np.float32), "parts": parts}
+    assert_agrees("the page", shown, expected)
+    sizes = [abs(one["gave"]) for one in found["found"]]
+    assert sizes == sorted(sizes, reverse=True)
+    for one in found["found"]:
+        assert one["gave"] == pytest.approx(np.log(found["chance"] / one["left"]))
+
+
+def test_what_a_neuron_says_and_whom_it_knows_is_in_the_weights(
+    ask: Ask, small: tuple[Params, BDHConfig], tmp_path: Path
+) -> None:
+    params = cast(small[0], "float64")
+    bdh_spec.save(tmp_path / "m.safetensors", *small)
+    row = 70
+    found = json.loads(ask("neuron", tmp_path / "m.safetensors", row, TEXT))
+    towards = layer_norm(params.decoder[row]) @ params.lm_head
+    assert sorted(found["speaks"]) == sorted(set(TEXT.encode()))
+    assert list(np.argsort(-towards[found["speaks"]], kind="stable")) == list(range(len(found["speaks"])))
+    whole = (params.decoder - params.decoder.mean(-1, keepdims=True)) @ np.concatenate(list(params.encoder), -1)
+    assert found["excites"] == list(np.argsort(-whole[row])[:6])
+    assert found["excited_by"] == list(np.argsort(-whole[:, row])[:6])
+
+
+def test_it_writes_a_hundred_bytes_and_more_for_each_second_of_a_processor(ask: Ask) -> None:
+    assert float(ask("speed", EMBEDDED, 300)) > 100
+
+
+@pytest.mark.parametrize("kind", ["Gx", "Gy"])
+@pytest.mark.parametrize("which", ["small", "embedded"])
+def test_hubs_are_those_of_the_matrices_for_the_page_and_for_the_command(
+    ask: Ask, small: tuple[Params, BDHConfig], tmp_path: Path, kind: str, which: str
+) -> None:
+    params, config = small if which == "small" else bdh_spec.read()
+    bdh_spec.save(tmp_path / "m.safetensors", params, config)
+    exact = cast(params, "float64")
+    towards = np.concatenate(list(exact.encoder if kind == "Gx" else exact.encoder_v), -1)
+    centred = exact.decoder - exact.decoder.mean(-1, keepdims=True)
+    whole = centred @ towards
+    # What a sum of D float32 products may be off by, whoever adds: no edge is asked about that lies nearer to the threshold.
+    rounding = 2.0**-23 * config.n_embd * np.linalg.norm(centred, axis=1)[:, None] * np.linalg.norm(towards, axis=0)
+    page, ours = json.loads(ask("hubs", tmp_path / "m.safetensors", kind)), hubs(params, config)[kind]
+    for found in (page, ours):
+        threshold, out, into = found["threshold"], np.array(found["out"], int), np.array(found["into"], int)
+        unsure = np.abs(whole - threshold) <= rounding
+        for degrees, axis in ((out, 1), (into, 0)):
+            assert np.all(np.abs((whole > threshold).sum(axis) - degrees) <= unsure.sum(axis))
+        assert unsure.sum() <= 1 + len(whole) // 100
+        assert found["edges"] == out.sum() == into.sum() == pytest.approx(8 * len(whole), rel=0.1)
+        drawn, links = np.array(found["drawn"], int), np.array(found["links"], int).reshape(-1, 2)
+        assert len(set(drawn)) == len(drawn)
+        assert list(drawn[:12]) == list(np.argsort(-(out + into), kind="stable")[:12])
+        for hub in drawn[:12]:
+            either = np.maximum(whole[hub], whole[:, hub])
+            either[hub] = 0
+            partners = np.flatnonzero(either > max(threshold, np.sort(either)[-12] + rounding.max()))
+            assert set(partners) <= set(drawn)
+        assert np.all(links[:, 0] != links[:, 1])
+        assert np.all(np.abs(whole[drawn[links[:, 0]], drawn[links[:, 1]]] - found["weights"]) <= rounding.max())
+        assert list(found["weights"]) == sorted(found["weights"], reverse=True)
+        for way, edges in (("out", 8), ("into", 8), ("both", 16)):
+            neurons = np.array(found["chance"][way], int)
+            assert neurons.sum() == len(whole)
+            assert np.arange(len(neurons)) @ neurons == pytest.approx(edges * len(whole), rel=0.1)
+    assert page["threshold"] == pytest.approx(ours["threshold"], abs=rounding.max())
 
 
 @pytest.mark.parametrize("length", [0, 7, 16, 31])

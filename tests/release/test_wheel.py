@@ -120,6 +120,7 @@ COMMANDS = [
     "bdh-convert --inspect m.hf",
     "bdh-generate 'The ' m.hf --seed 7 -n 20 | cmp - text",
     "bdh-look 'The dragon' -o page.html && grep -q 'Expected next' page.html",
+    "bdh-look live -o live.html && grep -q 'The graph behind it' live.html",
     "bdh-conform numpy --tier smoke -q",
     "bdh-conform vectors export vectors && test -f vectors/first_steps/case.txt",
     "! python -c 'import torch'",

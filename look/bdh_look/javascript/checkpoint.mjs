@@ -18,12 +18,13 @@ const OTHER_DIALECTS = /(^|[._])(embed[._]weight|attn[._]freqs|encoder(_v)?|deco
  * The weights and the configuration of a canonical checkpoint.
  * @param {Uint8Array} bytes
  * @param {string} name of the file, for errors
- * @returns {{params: Record<string, Float32Array>, config: BDHConfig, dtype: string}} dtype as in the file
+ * @returns {{params: Record<string, Float32Array>, config: BDHConfig, dtype: string, step: number | null}} dtype as in the
+ *   file; step of the training run, where the file tells it
  */
 export function read(bytes, name) {
   const { tensors, metadata } = read_safetensors(bytes, name);
   demand_format(name, metadata, FORMAT, tensors);
-  const { [FREQS]: own, ...weights } = tensors;
+  const { [FREQS]: own, ...weights } = without_moments(tensors);
   if (Object.keys(weights).sort().join() !== [...WEIGHTS].sort().join()) {
     const names = shown(Object.keys(tensors).sort().join(", "));
     throw new CheckpointError(`${shown(name)} holds ${names}: a canonical file holds ${WEIGHTS.join(", ")}`);
@@ -40,7 +41,22 @@ export function read(bytes, name) {
   const config = BDHConfig.from_dict(config_in(name, metadata), own?.values ?? null);
   check_params(weights, config);
   const params = Object.fromEntries(WEIGHTS.map((key) => [key, as_float32(weights[key].values)]));
-  return { params, config, dtype: weights.encoder.dtype };
+  return { params, config, dtype: weights.encoder.dtype, step: step_in(metadata) };
+}
+
+/** What bdh-train keeps beside the weights to go on with a run is no part of the model. */
+function without_moments(tensors) {
+  return Object.fromEntries(Object.entries(tensors).filter(([name]) => !/^optimizer\.(first|second)\./.test(name)));
+}
+
+/** The step of a checkpoint that bdh-train saved. */
+function step_in({ training }) {
+  try {
+    const { step } = JSON.parse(training).progress;
+    return Number.isSafeInteger(step) ? step : null;
+  } catch {
+    return null;
+  }
 }
 
 /**

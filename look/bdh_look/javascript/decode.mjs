@@ -261,7 +261,7 @@ function decode(decoder, xy_sparse, first, N, decoded) {
 }
 
 /** weights (nh, rows, columns) as (nh, columns, rows). */
-function transposed(weights, nh, rows, columns) {
+export function transposed(weights, nh, rows, columns) {
   const out = new weights.constructor(weights.length);
   for (let h = 0; h < nh; h++) {
     const start = h * rows * columns;

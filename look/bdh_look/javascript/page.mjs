@@ -1,33 +1,31 @@
 /** The page: what happens when somebody types, drops a file, moves the cursor or presses a button. */
 
+import { causes } from "./causes.mjs";
 import { as_bytes, as_text, byte_length, named } from "./characters.mjs";
 import { is_state, read, read_state, save_state } from "./checkpoint.mjs";
 import { Model, check_token } from "./decode.mjs";
-import {
-  bar,
-  columns_for,
-  context,
-  counted,
-  draw_lesson,
-  draw_memory,
-  draw_neurons,
-  element,
-  forget_colours,
-  percent,
-} from "./drawing.mjs";
+import { bar, columns_for, context, counted, draw_memory, draw_neurons, element, forget_colours, percent } from "./drawing.mjs";
 import { BDHError, CheckpointError, SamplingError, shown } from "./errors.mjs";
+import { GraphCard, decoded } from "./graph_card.mjs";
 import { log_softmax } from "./model.mjs";
 import { count, fingerprint } from "./params.mjs";
+import { partners, speaks_for } from "./partners.mjs";
+import { draw_lesson } from "./plots.mjs";
 import { Reading, lesson, shuffled, strongest, value_at } from "./reading.mjs";
 import { Sampling, check_length, sample, uniform } from "./sampling.mjs";
+import { in_slices } from "./slices.mjs";
 import { stream } from "./text.mjs";
 
 const OPENING = "The quick brown fox jumps over the lazy dog. The quick brown f";
 const SLICE = 24; // milliseconds of work before the page may breathe
 const REDRAW = 120; // milliseconds between two pictures while it works
 const NEAR = 64; // tokens that are read again at once, to show a state or to go back
-const CANDIDATES = 10; // bytes shown under "What comes next?"
+const CANDIDATES = 8; // bytes shown under "What comes next?"
+const TRIED = 12; // earlier bytes that are left out, one at a time
+const ROOM_TO_TRY = 2 ** 26; // bytes of a state: of a larger one the page holds no two copies at each key
+const CAUSES = 5; // shown under "What this came from"
 const LOOKED_BACK = 8; // and under "What it looked back at"
+const CHIPS = 5; // neurons shown side by side
 const STRIP = 600; // bytes of text shown under "What it looked back at"
 
 const LARGEST_STATE = 2 ** 31; // bytes
@@ -44,6 +42,9 @@ const app = {
   chosen: -1, // the byte to look inside at
   layer: 0,
   head: null, // null: all of them
+  neuron: null, // the one that was picked; null: the strongest
+  synapses: "strongest", // or "read", at this byte
+  graph: null, // the GraphCard
   job: 0, // the number of the work under way: whoever finds another one there has been replaced
   working: false,
 };
@@ -132,22 +133,29 @@ function* writing_on(length, how) {
 
 // ---- Files ----
 
-async function open_file(file) {
+/** Open what was dropped or chosen: a saved state, a checkpoint, or several checkpoints of one training run. */
+async function open_files(files) {
   try {
-    open_bytes(new Uint8Array(await file.arrayBuffer()), file.name);
+    const opened = [];
+    for (const file of files) opened.push({ bytes: await bytes_of(file), name: file.name });
+    if (opened.length === 1 && is_state(opened[0].bytes)) load_state(opened[0].bytes, opened[0].name);
+    else open_run(opened.map(({ bytes, name }) => checkpoint(bytes, name)));
   } catch (error) {
-    complain(
-      error instanceof BDHError
-        ? error
-        : new CheckpointError(`${shown(file.name)} could not be read (${error.message}): check it and its disk`),
-    );
+    complain(error);
   }
 }
 
-/** Open a checkpoint, or go on from a saved state. */
-function open_bytes(bytes, name) {
-  if (is_state(bytes)) return load_state(bytes, name);
-  const { params, config, dtype } = read(bytes, name);
+async function bytes_of(file) {
+  try {
+    return new Uint8Array(await file.arrayBuffer());
+  } catch (error) {
+    throw new CheckpointError(`${shown(file.name)} could not be read (${error.message}): check it and its disk`);
+  }
+}
+
+/** A checkpoint that this page can run, refused otherwise. */
+function checkpoint(bytes, name) {
+  const { params, config, dtype, step } = read(bytes, name);
   if (config.vocab_size > 256) {
     throw new CheckpointError(
       `${shown(name)} has ${config.vocab_size} tokens, and bytes are 256: use its own tokenizer with bdh_spec.load`,
@@ -158,8 +166,33 @@ function open_bytes(bytes, name) {
     const needs = `${counted(config.n_layer)} layers and a state of ${counted(state)} bytes`;
     throw new CheckpointError(`${shown(name)} has ${needs}, which is more than a page can hold: run it with bdh-generate`);
   }
+  return { name, params, config, dtype, step, graphs: {} };
+}
+
+/** The step that the name of a checkpoint tells: the last number in it. */
+function step_in(name) {
+  const numbers = name.replace(/\.safetensors$/, "").match(/\d+/g);
+  return numbers ? Number(numbers.at(-1)) : null;
+}
+
+/** Checkpoints by step, and those that tell none last; of them the last one runs. */
+function open_run(run) {
+  const sizes = ({ config }) => [config.n_embd, config.n_head, config.n_neurons].join();
+  const other = run.find((one) => sizes(one) !== sizes(run[0]));
+  if (other)
+    throw new CheckpointError(
+      `${shown(other.name)} has other sizes than ${shown(run[0].name)}: checkpoints of one run have the same neurons`,
+    );
+  const of_run = run.length > 1 ? run.map((one) => ({ ...one, step: one.step ?? step_in(one.name) })) : run;
+  of_run.sort((a, b) => (a.step ?? Infinity) - (b.step ?? Infinity) || a.name.localeCompare(b.name, "en", { numeric: true }));
+  open_model(of_run.at(-1));
+  app.graph.open(of_run, of_run.length - 1);
+}
+
+/** Run a checkpoint: the text is read again by it. */
+function open_model({ name, params, config, dtype }) {
   app.job += 1;
-  Object.assign(app, { name, model: new Model(params, config), fingerprint: null, layer: 0, head: null });
+  Object.assign(app, { name, model: new Model(params, config), fingerprint: null, layer: 0, head: null, neuron: null });
   const facts = [
     `${counted(count(config))} parameters`,
     `${config.n_layer} layers`,
@@ -182,6 +215,15 @@ function open_bytes(bytes, name) {
     "head",
     [["all", null], ...Array.from({ length: config.n_head }, (_, h) => [String(h + 1), h])],
     app.head,
+  );
+  choices(
+    $("which"),
+    "synapses",
+    [
+      ["strongest", "strongest"],
+      ["read at this byte", "read"],
+    ],
+    app.synapses,
   );
   dismiss();
   const opening = as_bytes(OPENING).every((byte) => byte < config.vocab_size) ? OPENING : "";
@@ -239,6 +281,8 @@ function draw(underway = false) {
   draw_back();
   draw_rasters();
   draw_state(underway);
+  draw_causes(underway);
+  app.graph.fire(app.reading.records[app.chosen]?.[app.layer] ?? null);
 }
 
 /** Put the text into its field, where it was not typed. */
@@ -337,6 +381,56 @@ function draw_next() {
   $("next-after").replaceChildren("After ", after, ` the model expects these bytes.${followed}${sum}`);
 }
 
+let tried = ""; // what the causes that are shown, or worked out, belong to
+
+/** What the prediction came from: worked out a little at a time, once there is time for it. */
+async function draw_causes(underway) {
+  const { reading, chosen } = app;
+  const what = underway || !reading.records[chosen] ? "" : [reading.position, app.job, chosen].join();
+  if (what && what === tried) return;
+  tried = what;
+  $("causes-of").setAttribute("aria-busy", String(Boolean(what)));
+  if (!what) return underway ? undefined : show_causes(null, "");
+  const note = why_not_to_try();
+  const known = note ? null : await in_slices(causes(reading, chosen, TRIED), () => what === tried);
+  if (note || known) show_causes(known, note);
+}
+
+/** Why nothing is tried without some byte; empty if it is. */
+function why_not_to_try() {
+  const { reading, chosen } = app;
+  if (chosen === 0 && reading.base) return "What stands before is in the state, where no byte can be told apart.";
+  if (chosen === 0) return "Nothing stands before this byte: the prediction comes from itself.";
+  if (reading.state.size > ROOM_TO_TRY)
+    return "The state of this model is too large to try it without some byte here: bdh-look TEXT does.";
+  const near = chosen === reading.tokens.length - 1 || reading.distance_to(chosen) <= NEAR;
+  return near ? "" : "Too much would have to be read again here. At the end of the text stands what the prediction came from.";
+}
+
+function show_causes(known, note) {
+  $("causes-of").setAttribute("aria-busy", "false");
+  const found = known ? known.found.slice(0, CAUSES) : [];
+  const most = Math.max(0.1, ...found.map(({ gave }) => Math.abs(gave)));
+  const byte = (token) => element("b", { class: "byte" }, named(token));
+  if (!found.length) $("causes-note").replaceChildren(note);
+  else if (Math.abs(found[0].gave) < 0.02)
+    $("causes-note").replaceChildren(
+      "Without any single one of the earlier bytes ",
+      byte(known.likeliest),
+      " would be as likely.",
+    );
+  else
+    $("causes-note").replaceChildren(
+      ...["Without ", byte(app.target[found[0].at]), ` at byte ${counted(found[0].at + 1)}, `, byte(known.likeliest)],
+      ` would have ${percent(found[0].left)} and not ${percent(known.chance)}. Below, the chance that is left to it without each:`,
+    );
+  $("causes").replaceChildren(
+    ...found.map(({ at, gave, left }) =>
+      bar(place(at), Math.abs(gave) / most, percent(left), { fill: gave < 0 ? "down" : "" }),
+    ),
+  );
+}
+
 /** The share of each earlier byte in what was read, with the sign of what it added; means over heads. */
 function shares() {
   const { reading, chosen, layer, head } = app;
@@ -406,6 +500,7 @@ function draw_rasters() {
     caption.replaceChildren(element("strong", {}, `Layer ${i + 1}`), ` ${facts}`);
   });
   draw_neuron();
+  draw_chips();
 }
 
 function raster(layer) {
@@ -413,7 +508,10 @@ function raster(layer) {
     role: "img",
     onpointermove: (event) => draw_neuron(layer, neuron_under(event)),
     onpointerleave: () => draw_neuron(),
-    onclick: () => select("layer", layer),
+    onclick: (event) => {
+      app.neuron = neuron_under(event);
+      select("layer", layer);
+    },
   });
   return element("figure", {}, canvas, element("figcaption"));
 }
@@ -426,25 +524,67 @@ function neuron_under({ target: canvas, offsetX, offsetY }) {
   return Math.min(total - 1, Math.floor(y) * columns + Math.floor(x));
 }
 
-/** One neuron, and where in this text it fires most: the one pointed at, or the strongest that passes the gate. */
-function draw_neuron(layer = app.layer, at = null) {
-  const { reading, chosen, model } = app;
-  const record = reading.records[chosen]?.[layer];
-  const strongest_one = record && record.passed.index[record.passed.value.indexOf(Math.max(...record.passed.value))];
-  const row = at ?? strongest_one;
-  if (!record || row === undefined) return $("neuron").replaceChildren();
-  const activity = reading.records.map((kept) => (kept ? value_at(kept[layer].fired, row) : 0));
+/** The strongest neuron that passes the gate of a layer; undefined where none does. */
+function strongest_through(layer) {
+  const passed = app.reading.records[app.chosen]?.[layer].passed;
+  return passed?.index[passed.value.indexOf(Math.max(...passed.value))];
+}
+
+/** One neuron, and where in this text it fires most: the one pointed at or picked, or the strongest that passes the gate. */
+function draw_neuron(layer = app.layer, at = app.neuron) {
+  const row = at ?? strongest_through(layer);
+  if (row === undefined) return $("neuron").replaceChildren();
+  const who = at === null ? `Strongest through the gate of layer ${layer + 1}: neuron` : `Layer ${layer + 1}, neuron`;
+  $("neuron").replaceChildren(`${who} ${neuron(row, app.model.config)}. `, ...where_it_fires(layer, row));
+}
+
+/** Who else passes the gate, and of the neuron that was picked, or the strongest, what it writes and its partners. */
+function draw_chips() {
+  const { model, reading, chosen, layer, target } = app;
+  const row = app.neuron ?? strongest_through(layer);
+  $("about-neuron").hidden = row === undefined;
+  if (row === undefined) return;
+  const passed = reading.records[chosen]?.[layer].passed ?? { index: [], value: [] };
+  const by_value = [...passed.index.keys()].sort((a, b) => passed.value[b] - passed.value[a]);
+  const chip = (other) => {
+    const press = { type: "button", class: "chip", "aria-pressed": String(other === app.neuron), onclick: () => pick(other) };
+    return element("button", press, neuron(other, model.config));
+  };
+  const byte = (token) => element("span", { class: "byte" }, named(token));
+  const { excites, excited_by } = partners(model, row, CHIPS);
+  const speaks = speaks_for(model, row, target);
+  const half = Math.min(CHIPS, Math.ceil(speaks.length / 2));
+  const told = {
+    passing: by_value.slice(0, CHIPS).map((i) => chip(passed.index[i])),
+    for: speaks.slice(0, half).map(byte),
+    against: speaks.slice(half).reverse().slice(0, half).map(byte),
+    excites: excites.map(chip),
+    "excited-by": excited_by.map(chip),
+  };
+  for (const [name, children] of Object.entries(told)) $(`neuron-${name}`).replaceChildren(...children);
+}
+
+/** Pick a neuron, or let it go again. */
+function pick(row) {
+  app.neuron = row === app.neuron ? null : row;
+  draw(app.working);
+  [...document.querySelectorAll("#about-neuron .chip")]
+    .find((one) => one.textContent === neuron(row, app.model.config))
+    ?.focus();
+}
+
+/** Where in this text a neuron fires most in a layer. */
+function where_it_fires(layer, row) {
+  const activity = app.reading.records.map((kept) => (kept ? value_at(kept[layer].fired, row) : 0));
   const best = [...activity.keys()]
     .filter((t) => activity[t] > 0)
     .sort((a, b) => activity[b] - activity[a])
     .slice(0, 3);
-  const where = best.flatMap((t) => [element("span", { class: "place" }, ...context(app.target, t, 6, 0, 0)), " "]);
-  const who = at === null ? `Strongest through the gate of layer ${layer + 1}: neuron` : `Layer ${layer + 1}, neuron`;
-  $("neuron").replaceChildren(
-    `${who} ${neuron(row, model.config)}. `,
-    best.length ? "In this text it fires most at " : "It has not fired in this text.",
-    ...where,
-  );
+  if (!best.length) return ["It has not fired in this text."];
+  return [
+    "In this text it fires most at ",
+    ...best.flatMap((t) => [element("span", { class: "place" }, ...context(app.target, t, 6, 0, 0)), " "]),
+  ];
 }
 
 const neuron = (row, { n_neurons }) => `${counted((row % n_neurons) + 1)} of head ${Math.floor(row / n_neurons) + 1}`;
@@ -456,7 +596,7 @@ function draw_state(underway) {
   const { n_layer, n_head: nh, n_neurons: N, n_embd: D } = model.config;
   const near = reading.distance_to(chosen + 1) <= NEAR;
   const length = near && !underway && chosen < reading.tokens.length ? chosen + 1 : reading.tokens.length;
-  const what = [length, reading.state.position, app.job, layer, head, underway].join();
+  const what = [length, reading.state.position, app.job, layer, head, underway, app.synapses].join();
   if (what === shown_state) return;
   shown_state = what;
   const state = length === reading.tokens.length ? reading.state : reading.state_after(length);
@@ -472,11 +612,18 @@ function draw_state(underway) {
     "Every byte adds to the synapses of the neurons that fire.";
   draw_memory($("memory"), memory, head === null ? [...Array(nh).keys()] : [head], N, D);
   const [start, end] = head === null ? [0, numbers] : [head * N * D, (head + 1) * N * D];
-  $("synapses").replaceChildren(...strongest(memory, start, end, 8).map((at) => synapse(memory, at, length)));
+  const is_read = app.synapses === "read" && length === chosen + 1 && reading.records[chosen];
+  $("measure").textContent = is_read ? "Share" : "Strength";
+  if (!is_read)
+    return $("synapses").replaceChildren(...strongest(memory, start, end, 8).map((at) => synapse(memory, at, length)));
+  const before = reading.state_before(chosen);
+  const parts = reading.parts(chosen, layer, before);
+  const rows = strongest(parts, start, end, 8).map((at) => synapse(before.layers[layer], at, chosen, percent(parts[at])));
+  $("synapses").replaceChildren(...rows);
 }
 
-/** A row of the table of synapses: who, how strong, and the bytes that wrote most of it. */
-function synapse(memory, at, length) {
+/** A row of the table of synapses: who, how strong or how much read, and the bytes that wrote most of it. */
+function synapse(memory, at, length, share = null) {
   const { reading, model, layer } = app;
   const D = model.config.n_embd;
   const [row, d] = [Math.floor(at / D), at % D];
@@ -492,7 +639,11 @@ function synapse(memory, at, length) {
     element("td", {}, counted(Math.floor(row / model.config.n_neurons) + 1)),
     element("td", {}, counted((row % model.config.n_neurons) + 1)),
     element("td", {}, counted(d + 1)),
-    element("td", { class: sign > 0 ? "plus" : "minus" }, `${sign > 0 ? "+" : "−"}${counted(Math.abs(memory[at]), 1)}`),
+    element(
+      "td",
+      { class: sign > 0 ? "plus" : "minus" },
+      share ?? `${sign > 0 ? "+" : "−"}${counted(Math.abs(memory[at]), 1)}`,
+    ),
     element("td", {}, ...(best.length ? best.map((t) => place(t, 7, 1)) : ["before this text"])),
   );
 }
@@ -570,7 +721,11 @@ function show_lesson(prompt, times, bits, control, [before, after]) {
   const told =
     "Each point is one reading of the phrase. The ring is a control: the phrase after its bytes, shuffled, were read " +
     `${often}: ${counted(control, 2)}.`;
-  $("learned").replaceChildren(sum, draw_lesson(bits, control), element("p", { class: "hint" }, told));
+  const curve = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  curve.setAttribute("role", "img");
+  curve.setAttribute("aria-label", `Bits per byte by reading: ${bits.map((value) => value.toFixed(2)).join(", ")}`);
+  $("learned").replaceChildren(sum, curve, element("p", { class: "hint" }, told));
+  draw_lesson(curve, bits, control);
   const asked = "Asked to complete it, with the likeliest byte each time, ";
   $("completed").replaceChildren(
     completion(`${asked}before:`, before),
@@ -640,6 +795,7 @@ function select(name, value) {
 function choose(t) {
   app.chosen = t;
   const end = as_text(app.target.slice(0, t + 1)).length;
+  $("text").focus({ preventScroll: true }); // the button that was pressed is drawn anew
   $("text").setSelectionRange(end, end);
   draw(app.working);
 }
@@ -713,8 +869,7 @@ function listen() {
   $("save").addEventListener("click", trying(save));
   for (const id of ["open", "load"]) $(id).addEventListener("click", () => $("file").click());
   $("file").addEventListener("change", async ({ target }) => {
-    const [file] = target.files;
-    if (file) await open_file(file);
+    if (target.files.length) await open_files([...target.files]);
     target.value = "";
   });
   $("notice").lastElementChild.addEventListener("click", dismiss);
@@ -744,18 +899,33 @@ function listen_for_drops() {
     if (!with_files(event)) return;
     event.preventDefault();
     cover(true);
-    const [file] = event.dataTransfer.files;
-    if (file) open_file(file);
+    const files = [...event.dataTransfer.files];
+    if (files.length) open_files(files);
   });
 }
 
-/** Begin with the checkpoint that came with the page, if one did. */
+/** Begin with the checkpoint that came with the page, and the graphs of its run, if they did. */
 function start() {
+  app.graph = new GraphCard({
+    named: (row) => neuron(row, app.model.config),
+    about: (row) => where_it_fires(app.layer, row),
+    run: (one) => {
+      open_model(one);
+      app.graph.runs(one);
+    },
+  });
   listen();
   const carried = document.getElementById("checkpoint");
   if (!carried) return ($("welcome").hidden = false);
-  const bytes = Uint8Array.from(atob(carried.textContent.trim()), (c) => c.charCodeAt(0));
-  trying(() => open_bytes(bytes, carried.dataset.name))();
+  trying(() => {
+    const bytes = Uint8Array.from(atob(carried.textContent.trim()), (c) => c.charCodeAt(0));
+    const one = checkpoint(bytes, carried.dataset.name);
+    open_run([one]);
+    const run = document.getElementById("run");
+    if (!run) return;
+    const earlier = decoded(JSON.parse(run.textContent)).map((held) => ({ ...held, config: one.config, params: null }));
+    app.graph.open([...earlier.slice(0, -1), { ...earlier.at(-1), params: one.params }], earlier.length - 1);
+  })();
 }
 
 start();

@@ -73,6 +73,28 @@ export class Reading {
     return state;
   }
 
+  /** The state before token t: of the last one without reading anything again, by taking out what it wrote. */
+  state_before(t) {
+    if (t < this.tokens.length - 1) return this.state_after(t);
+    const state = this.state.copy();
+    this.unwrite(state, t);
+    state.position -= 1n;
+    return state;
+  }
+
+  /** Take out of a state of this text what token t wrote to it, in all layers. */
+  unwrite(state, t) {
+    const { n_head: nh, n_neurons: N, n_embd: D } = this.model.config;
+    const turning = new Rotation(frequencies_of(this.model.config), this.model.phase, Float64Array);
+    turning.turn_to(this.position - BigInt(this.tokens.length - t));
+    state.layers.forEach((memory, i) => {
+      const { fired, x } = this.records[t][i];
+      rotated(fired, nh * N, turning).forEach((key, row) => {
+        if (key !== 0) for (let d = 0; d < D; d++) memory[row * D + d] -= key * x[d];
+      });
+    });
+  }
+
   /** How many tokens state_after would have to read again. */
   distance_to(length) {
     if (length === this.tokens.length) return 0;
@@ -112,6 +134,25 @@ export class Reading {
       }
     }
     return scores;
+  }
+
+  /**
+   * What token t read from each entry of a layer's state, as a share of all that its head read, signs aside.
+   * @param {RecurrentState} before the state before token t
+   * @returns {Float32Array} (nh, N, D)
+   */
+  parts(t, layer, before) {
+    const { n_head: nh, n_neurons: N, n_embd: D } = this.model.config;
+    const turning = new Rotation(frequencies_of(this.model.config), this.model.phase, Float64Array);
+    turning.turn_to(this.position - BigInt(this.tokens.length - t));
+    const q = rotated(this.records[t][layer].fired, nh * N, turning);
+    const parts = Float32Array.from(before.layers[layer], (value, at) => Math.abs(q[Math.floor(at / D)] * value));
+    for (let h = 0; h < nh; h++) {
+      const of_head = parts.subarray(h * N * D, (h + 1) * N * D);
+      const total = of_head.reduce((sum, part) => sum + part, 0);
+      if (total) for (let at = 0; at < of_head.length; at++) of_head[at] /= total;
+    }
+    return parts;
   }
 
   /**
