@@ -79,7 +79,9 @@ def executed(notebook: Path, config: MkDocsConfig) -> list[File]:
     with tempfile.TemporaryDirectory() as folder:
         # By files, where the default would open ports.
         kernel = AsyncKernelManager(kernel_name="python3", transport="ipc", ip=f"{folder}/kernel")
-        NotebookClient(held, km=kernel, timeout=300, startup_timeout=300, resources={"metadata": {"path": folder}}).execute()
+        client = NotebookClient(held, km=kernel, timeout=300, startup_timeout=300, resources={"metadata": {"path": folder}})
+        client.owns_km = True  # and so ends the kernel
+        client.execute()
     told: dict[str, Any] = {"unique_key": notebook.stem, "output_files_dir": notebook.stem}
     text, found = MarkdownExporter().from_notebook_node(held, resources=told)
     page = File.generated(config, f"{NOTEBOOKS}/{notebook.stem}.md", content=text)

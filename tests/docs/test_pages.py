@@ -48,19 +48,15 @@ DRAGON = b"the dragon hatches, and the dragon flies. "
 # What is put after the words of a page's command, by a pattern of its line, the first that fits: the last of equal options counts.
 TINY = "--n-embd 16 --n-head 2 --mlp-internal-dim-multiplier 8"
 SHORT = "--block-size 32 --batch-size 2 --eval-batches 1 --quiet"
-ONE_ROW = "--rounds 1 --size hatchling --dtype float32 --rows"
 SMALLER = {
     "bdh-train *--resume*": "--max-steps 3 --quiet",
     "bdh-train *--init-from*": f"--max-steps 2 {SHORT}",
     "bdh-train *": f"--max-steps 2 {TINY} {SHORT}",
     "bdh-conform vectors *": "",
     "bdh-conform *": "--tier smoke --in-process --quiet",
-    "bdh-look neurons *": "--max-bytes 512 --shifts 3",
+    "bdh-look neurons *": "--max-bytes 512 --shifts 20",
     "bdh-look graph *": "--max-bytes 512 --replicas 3 --controls 2",
     "bdh-look state *--data*": "--max-bytes 512 --trials 2",
-    "bdh-bench forward --backend mypkg*": f"{ONE_ROW} 'forward T=512'",
-    "bdh-bench decode*": f"{ONE_ROW} 'decode B=1 context=512' --backend numpy",
-    "bdh-bench*": f"{ONE_ROW} 'forward T=512' --backend numpy",
     "pytest *": "-q -p no:cacheprovider --bdh-tier smoke",
 }
 # And in Python: what a page has, and what is run instead.
@@ -89,34 +85,64 @@ def commands() -> Iterator[Commands]:
     made.close()
 
 
+@pytest.fixture(scope="session")
+def model_files(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded model as others write it, and what it remembers of two texts."""
+    folder = tmp_path_factory.mktemp("files")
+    convert, generate = (commands.folder / name for name in ("bdh-convert", "bdh-generate"))
+    for name, dialect in (("checkpoint.pt", "torch"), ("checkpoint.safetensors", "torch"), ("bdh", "hf")):
+        subprocess.run([convert, f"numpy-to-{dialect}", EMBEDDED, "-o", folder / name], check=True, capture_output=True)
+    for name in ("before", "after"):
+        told = ["--save-state", folder / f"{name}.safetensors", "--seed", "7", "-n", "5", "--backend", "numpy"]
+        subprocess.run([generate, f"{name} ", *told], check=True, capture_output=True)
+    return folder
+
+
+# What only some pages speak of as if it were there; others make it.
+ALSO = {
+    "docs/from-bdh-transformers.md": {"bdh": "bdh"},
+    "docs/live.md": {"after.safetensors": "state.safetensors"},
+    "docs/look.md": {
+        "checkpoint.safetensors": "run/checkpoint.safetensors",
+        "before.safetensors": "before.safetensors",
+        "after.safetensors": "after.safetensors",
+    },
+}
+
+
 @pytest.fixture
-def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, commands: Commands) -> Path:
+def desk(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, commands: Commands, model_files: Path
+) -> Path:
     """A folder with the files that pages speak of: the embedded model as others write it, texts, a port under development."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("BDH_BACKEND", "numpy")
-    monkeypatch.setenv("PATH", f"{commands.folder}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setenv("BROWSER", "true")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("ROOT", str(ROOT))
-    monkeypatch.setenv("HOME_PAGE", PROJECT["urls"]["Homepage"])
+    path = (f"{tmp_path}/bin", str(commands.folder), str(Path(sys.executable).parent), os.environ["PATH"])
+    told = {"PATH": os.pathsep.join(path), "PYTHONPATH": str(tmp_path), "BROWSER": "true", "OMP_NUM_THREADS": "1"}
+    told |= {"BDH_BACKEND": "numpy", "ROOT": str(ROOT), "HOME_PAGE": PROJECT["urls"]["Homepage"]}
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    page = request.node.callspec.params.get("page", "") if hasattr(request.node, "callspec") else ""
+    held = {"checkpoint.pt": "checkpoint.pt", "checkpoint.safetensors": "checkpoint.safetensors"} | ALSO.get(page, {})
+    for source, name in held.items():
+        Path(name).parent.mkdir(exist_ok=True)
+        copy = shutil.copytree if (model_files / source).is_dir() else shutil.copy
+        copy(model_files / source, name)
     for name in ("book.txt", "input.txt", "text.txt"):
         Path(name).write_bytes(DRAGON * 40)
     Path("prompt.bin").write_bytes(b"The \xff")
     Path("known.toml").write_text("")
-    for route, name in (("numpy-to-torch", "checkpoint.pt"), ("numpy-to-torch", "checkpoint.safetensors")):
-        subprocess.run(["bdh-convert", route, EMBEDDED, "-o", name], check=True, capture_output=True)
     for name in ("examples", "look", "tests", "requirements.lock"):
         Path(name).symlink_to(ROOT / name)
-    Path("mypkg").mkdir()
-    Path("mypkg/port.py").write_text(PORT.format(examples=str(ROOT / "examples")))
-    Path("mine-0.dist-info").mkdir()
-    Path("mine-0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 0\n")
-    Path("mine-0.dist-info/entry_points.txt").write_text("[bdh_spec.backends]\nmine = mypkg.port:MyBackend\n")
-    Path("bin").mkdir()
-    Path("bin/your-port").write_text(YOUR_PORT)
+    files = {
+        "mypkg/port.py": PORT.format(examples=str(ROOT / "examples")),
+        "mine-0.dist-info/METADATA": "Metadata-Version: 2.1\nName: mine\nVersion: 0\n",
+        "mine-0.dist-info/entry_points.txt": "[bdh_spec.backends]\nmine = mypkg.port:MyBackend\n",
+        "bin/your-port": YOUR_PORT,
+    }
+    for name, text in files.items():
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text(text)
     Path("bin/your-port").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}/bin{os.pathsep}{os.environ['PATH']}")
     return tmp_path
 
 
@@ -181,7 +207,7 @@ def type_in(block: Block) -> None:
         check_install(line)
     typed = "".join(f"printf '%s\\n' {shlex.quote('$ ' + line)} >&2\n{line}\n" for line in block.commands())
     script = f"set -eo pipefail\n{ELSEWHERE}{functions()}\n{typed}"
-    done = subprocess.run(["bash", "-c", script], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    done = subprocess.run(["bash", "-c", script], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False)
     assert done.returncode == 0, f"{block.place}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     if block.answer() and "$ make demo" not in block.code:  # whose answer another test looks at
         assert done.stdout == block.answer(), block.place
