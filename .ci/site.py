@@ -1,7 +1,7 @@
-"""What the site has beside docs/: pages that live elsewhere in the repository, notebooks as they run, and the packages' docstrings.
+"""What the site has beside docs/: pages that live elsewhere in the repository, notebooks as they run, and docstrings.
 
-Pages are brought in where they are, so no text stands twice. Links are written for GitHub, where all of them work; here those to
-a page of the site are turned to it, and those to other files of the repository to GitHub.
+Pages are brought in where they are, so no text stands twice. Links are written for GitHub, where all of them work; here those
+to a page of the site are turned to it, and those to other files of the repository to GitHub.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+from jupyter_client.manager import AsyncKernelManager
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
-from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbconvert import MarkdownExporter
 
@@ -53,7 +53,9 @@ log = logging.getLogger("mkdocs.hooks.site")
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """The navigation with the API, and with the pages of docs/ that it does not name."""
-    config.nav = [{"API": [f"api/{name}.md" for name in PACKAGES]} if entry == {"API": "api"} else entry for entry in config.nav or []]
+    config.nav = [
+        {"API": [f"api/{name}.md" for name in PACKAGES]} if entry == {"API": "api"} else entry for entry in config.nav or []
+    ]
     named = str(config.nav)
     rest = [path.name for path in sorted(Path(config.docs_dir).glob("*.md")) if f"'{path.name}'" not in named]
     if rest:

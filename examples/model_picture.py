@@ -76,8 +76,8 @@ def panel(column: int, row: int, title: str, rule: str, said: str, inside: list[
 
 
 SPARSE = (3, 11, 20, 27, 33, 38, 46, 52, 57, 63, 70)  # of 5 rows of 15
-FEATURES = "off on minus on off minus on".split()
-DECODED = "gate off gate off off gate off".split()
+FEATURES = ["off", "on", "minus", "on", "off", "minus", "on"]
+DECODED = ["gate", "off", "gate", "off", "off", "gate", "off"]
 
 
 def numbers(x: float, y: float, kinds: list[str]) -> list[str]:
@@ -158,8 +158,8 @@ def picture() -> str:
     """The drawing as SVG."""
     size = f'width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}"'
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="One token in one layer of BDH: token, sparse code,'
-        ' rotation, state, gate, and back">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="One token in one layer of BDH:'
+        ' token, sparse code, rotation, state, gate, and back">',
         f"<style>{STYLE}</style>",
         f"<defs>{ARROW_HEAD}</defs>",
         f'<rect class="ground" width="{WIDTH}" height="{HEIGHT}" rx="10"/>',

@@ -101,7 +101,7 @@ def wait_for(asking: socket.socket, points: dict[str, Any]) -> None:
         os.dup2(file, number)
         os.close(file)
     # Python's own are about the files that were there before, which could be sought in, or could not.
-    sys.stdin, sys.stdout, sys.stderr = (open(number, mode) for number, mode in enumerate("rww"))
+    sys.stdin, sys.stdout, sys.stderr = (os.fdopen(number, mode) for number, mode in enumerate("rww"))
     os._exit(run(asked, points))
 
 
@@ -116,7 +116,7 @@ def run(asked: dict[str, Any], points: dict[str, Any]) -> int:
         code = points[asked["name"]].load()()
     except SystemExit as end:
         code = end.code
-    except BaseException:
+    except BaseException:  # noqa: BLE001  # whatever it is, the process ends with it, as Python would
         traceback.print_exc()
         code = 1
     if isinstance(code, str):

@@ -45,7 +45,7 @@ READ = {"toml": tomllib.loads, "yaml": yaml.safe_load, "json": json.loads, "text
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 DRAGON = b"the dragon hatches, and the dragon flies. "
 
-# What is put after the words of a page's command, by a pattern of its line, the first that fits: the last of equal options counts.
+# What is put after the words of a command, by a pattern of its line, the first that fits. The last of equal options counts.
 TINY = "--n-embd 16 --n-head 2 --mlp-internal-dim-multiplier 8"
 SHORT = "--block-size 32 --batch-size 2 --eval-batches 1 --quiet"
 SMALLER = {
@@ -207,7 +207,9 @@ def type_in(block: Block) -> None:
         check_install(line)
     typed = "".join(f"printf '%s\\n' {shlex.quote('$ ' + line)} >&2\n{line}\n" for line in block.commands())
     script = f"set -eo pipefail\n{ELSEWHERE}{functions()}\n{typed}"
-    done = subprocess.run(["bash", "-c", script], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False)
+    done = subprocess.run(
+        ["bash", "-c", script], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
+    )
     assert done.returncode == 0, f"{block.place}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     if block.answer() and "$ make demo" not in block.code:  # whose answer another test looks at
         assert done.stdout == block.answer(), block.place
@@ -219,7 +221,9 @@ def functions() -> str:
     for pattern, words in SMALLER.items():
         name = re.split(r"[ *]", pattern)[0]
         told.setdefault(name, []).append(f'{pattern.replace(" ", chr(92) + " ")}) command {name} "$@" {words};;')
-    return "\n".join(f'{name}() {{ case "{name} $*" in {" ".join(cases)} *) command {name} "$@";; esac; }}' for name, cases in told.items())
+    return "\n".join(
+        f'{name}() {{ case "{name} $*" in {" ".join(cases)} *) command {name} "$@";; esac; }}' for name, cases in told.items()
+    )
 
 
 def check_install(line: str) -> None:

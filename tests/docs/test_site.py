@@ -88,7 +88,9 @@ def test_links_between_pages_stay_on_the_site(site: Path) -> None:
     assert 'href="notebooks/bdh-in-an-hour.html"' in (site / "getting-started.html").read_text(encoding="utf-8")
     assert 'href="specification.html"' in (site / "porting.html").read_text(encoding="utf-8")
     assert 'src="model.svg"' in (site / "index.html").read_text(encoding="utf-8")
-    assert "https://github.com/bdh-spec/bdh-spec/tree/main/examples/loops" in (site / "training.html").read_text(encoding="utf-8")
+    assert "https://github.com/bdh-spec/bdh-spec/tree/main/examples/loops" in (site / "training.html").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_notebooks_have_run_and_hold_no_outputs_that_could_grow_old(site: Path) -> None:
@@ -165,12 +167,22 @@ def test_the_first_screen_of_the_readme_fits_one_window(browser: chromium.Chromi
     page.write_text(f'<meta charset="utf-8"><style>{GITHUB}</style>{body}', encoding="utf-8")
     browser.look(*WINDOW)
     browser.open(page)
-    parts = ["h1", "p", "img", "code.language-console", "code.language-python", "pre:nth-of-type(3)", "a[href*=getting-started]"]
+    parts = [
+        "h1",
+        "p",
+        "img",
+        "code.language-console",
+        "code.language-python",
+        "pre:nth-of-type(3)",
+        "a[href*=getting-started]",
+    ]
     tops = browser.run(f"{json.dumps(parts)}.map(part => document.querySelector(part).getBoundingClientRect().top)")
     assert tops == sorted(tops), "the order of the first screen is another"
     assert browser.run("[...document.images].every(image => image.naturalWidth > 0)"), "a picture is not there"
     assert browser.run("document.querySelector('a[href*=getting-started]').getBoundingClientRect().bottom") <= WINDOW[1]
-    assert browser.run("[...document.querySelectorAll('pre')].every(code => code.scrollWidth <= code.clientWidth)"), "a line is cut"
+    assert browser.run("[...document.querySelectorAll('pre')].every(code => code.scrollWidth <= code.clientWidth)"), (
+        "a line is cut"
+    )
 
 
 def test_the_site_is_searched_from_a_disk_without_a_network(browser: chromium.Chromium, site: Path) -> None:
