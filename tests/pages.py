@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 ROOT = Path(__file__).parents[1]
-NOT_RUN = "<!-- not run:"
+NOT_RUN = "*Not run by the tests: "  # how the paragraph before a block begins that excuses it, for readers to see
 # Where the options of each command stand; a group holds those of its commands.
 COMMANDS = {
     "bdh-convert": ("bdh_convert.command:command",),
@@ -34,7 +34,7 @@ class Block:
     line: int
     language: str  # "indented" where there is no fence, empty where the fence names none
     code: str
-    why_not: str = ""  # the reason why it is not run, from the comment before it
+    why_not: str = ""  # the reason why it is not run, from the paragraph before it
 
     @property
     def place(self) -> str:
@@ -66,10 +66,11 @@ def blocks(page: str) -> Iterator[Block]:
     before = ""
     for token in tokens(page):
         if token.type in ("fence", "code_block"):
-            why = before.removeprefix(NOT_RUN).removesuffix("-->").strip() if before.startswith(NOT_RUN) else ""
+            why = before.removeprefix(NOT_RUN).rstrip(".*") if before.startswith(NOT_RUN) else ""
             line = token.map[0] + 1 if token.map else 0
             yield Block(page, line, token.info.strip() if token.type == "fence" else "indented", token.content, why)
-        before = " ".join(token.content.split()) if token.type == "html_block" else ""
+        if token.type != "paragraph_close":
+            before = " ".join(token.content.split()) if token.type == "inline" else ""
 
 
 def inline(page: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 Python runs here, each block by itself as if pasted into a fresh session, and what is shown with its answers (``pycon``) by
 doctest. Consoles run in bash, with every command on PATH. What takes a GPU or hours is run smaller, by words that are put
-after those of the page (``SMALLER``), or not at all where a comment before the block says why: then its options are looked up.
+after those of the page (``SMALLER``), or not at all where the page itself says why: then its options are looked up.
 """
 
 from __future__ import annotations
