@@ -54,9 +54,9 @@ SMALLER = {
     "bdh-train *": f"--max-steps 2 {TINY} {SHORT}",
     "bdh-conform vectors *": "",
     "bdh-conform *": "--tier smoke --in-process --quiet",
-    "bdh-look neurons *": "--max-bytes 512 --shifts 20",
-    "bdh-look graph *": "--max-bytes 512 --replicas 3 --controls 2",
-    "bdh-look state *--data*": "--max-bytes 512 --trials 2",
+    "bdh-look neurons *": "--max-bytes 512 --shifts 20 --checkpoint tiny.safetensors",
+    "bdh-look graph *": "--max-bytes 512 --replicas 3 --controls 2 --checkpoint tiny.safetensors",
+    "bdh-look state *--data*": "--max-bytes 512 --trials 2 --checkpoint tiny.safetensors",
     "pytest *": "-q -p no:cacheprovider --bdh-tier smoke",
 }
 # And in Python: what a page has, and what is run instead.
@@ -87,8 +87,10 @@ def commands() -> Iterator[Commands]:
 
 @pytest.fixture(scope="session")
 def model_files(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded model as others write it, and what it remembers of two texts."""
+    """The embedded model as others write it, what it remembers of two texts, and a model for what takes long."""
     folder = tmp_path_factory.mktemp("files")
+    config = bdh_spec.BDHConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=16)
+    bdh_spec.save(folder / "tiny.safetensors", bdh_spec.init(config, np.random.default_rng(0)), config)
     convert, generate = (commands.folder / name for name in ("bdh-convert", "bdh-generate"))
     for name, dialect in (("checkpoint.pt", "torch"), ("checkpoint.safetensors", "torch"), ("bdh", "hf")):
         subprocess.run([convert, f"numpy-to-{dialect}", EMBEDDED, "-o", folder / name], check=True, capture_output=True)
@@ -103,7 +105,7 @@ ALSO = {
     "docs/from-bdh-transformers.md": {"bdh": "bdh"},
     "docs/live.md": {"after.safetensors": "state.safetensors"},
     "docs/look.md": {
-        "checkpoint.safetensors": "run/checkpoint.safetensors",
+        "tiny.safetensors": "run/checkpoint.safetensors",
         "before.safetensors": "before.safetensors",
         "after.safetensors": "after.safetensors",
     },
@@ -127,6 +129,7 @@ def desk(
         Path(name).parent.mkdir(exist_ok=True)
         copy = shutil.copytree if (model_files / source).is_dir() else shutil.copy
         copy(model_files / source, name)
+    shutil.copy(model_files / "tiny.safetensors", "tiny.safetensors")
     for name in ("book.txt", "input.txt", "text.txt"):
         Path(name).write_bytes(DRAGON * 40)
     Path("prompt.bin").write_bytes(b"The \xff")
