@@ -1,7 +1,8 @@
 """Commands without their start-up: one process has imported what most of them import, and forks for each that is typed.
 
 What runs is the command's own function, with the words, folder, environment, input and outputs of whoever typed it, in a
-process of its own whose exit status is handed on. ``Commands`` is the folder to put first on PATH.
+process of its own whose exit status is handed on. ``Commands`` has the folder to put first on PATH. On macOS, whose own
+libraries bear no fork, that is the folder of the commands as they are installed.
 """
 
 from __future__ import annotations
@@ -41,6 +42,10 @@ class Commands:
 
     def __init__(self) -> None:
         self.held = tempfile.TemporaryDirectory()
+        self.process: subprocess.Popen[bytes] | None = None
+        if sys.platform == "darwin":
+            self.folder = Path(sys.executable).parent
+            return
         self.folder = Path(self.held.name)
         address = str(self.folder / "socket")
         for point in ours():
@@ -56,8 +61,9 @@ class Commands:
             time.sleep(0.02)
 
     def close(self) -> None:
-        self.process.terminate()
-        self.process.wait(30)
+        if self.process:
+            self.process.terminate()
+            self.process.wait(30)
         self.held.cleanup()
 
 

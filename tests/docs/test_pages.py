@@ -151,6 +151,8 @@ def desk(
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the consoles of the pages are those of POSIX")
 @pytest.mark.parametrize("page", [page for page in PAGES if any(block.language in RUN for block in BLOCKS[page])])
+# peft asks transformers under a name that is on its way out.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.usefixtures("desk")
 def test_the_snippets_of_a_page_run(page: str, hub: list[tuple[str, str]], capsys: pytest.CaptureFixture[str]) -> None:
     session: dict[str, object] = {"__name__": "page"}  # of what is shown with its answers
@@ -313,6 +315,13 @@ def test_the_page_shows_the_texts_of_the_demo(demo: ModuleType) -> None:
     assert f"from {demo.PROMPT!r} with seed {demo.SEED}:" in shown
     text = bdh_spec.load(backend="numpy").generate(demo.PROMPT, 60, temperature=0.7, top_k=50, seed=demo.SEED)
     assert text.decode() in shown
+
+
+def test_the_page_that_begins_names_every_extra() -> None:
+    page = (ROOT / "docs" / "getting-started.md").read_text(encoding="utf-8")
+    table = page.split("| extra |")[1].split("\n\n")[0]
+    named = {name for row in table.splitlines() for name in re.findall(r"`([\w-]+)`", row.partition(" | ")[0])}
+    assert named == set(PROJECT["optional-dependencies"]) - {"dev"}
 
 
 def test_there_are_pages_for_what_users_ask() -> None:
