@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -102,17 +103,23 @@ def run(port: str, dtype: str, files: dict[str, Path], params: Params, config: B
 def show(rows: list[Row]) -> None:
     """The table and the texts, on stdout."""
     out = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
-    table = Table("port", "device", "dtype", "worst error", "allowed", "agrees", "tokens/s")
-    for row in rows:
-        error, agrees = row.compared, "NO" if row.compared.complaint else "yes"
-        table.add_row(row.port, row.device, row.dtype, f"{error.error:.1e}", f"{error.allowed:.1e}", agrees, f"{row.speed:.0f}")
-    out.print(table)
+    out.print(tabled(rows))
     texts: dict[bytes, list[str]] = {}
     for row in rows:
         texts.setdefault(row.text, []).append(f"{row.port} {row.dtype}")
     for text, writers in texts.items():
         out.print(f"\n{', '.join(writers)}, from {PROMPT!r} with seed {SEED}:", style="bold")
         out.print(text.decode(errors="replace"), markup=False)
+
+
+def tabled(rows: list[Row]) -> Table:
+    """A line for each run."""
+    names = "port", "device", "dtype", "worst error", "allowed", "agrees", "tokens/s"
+    table = Table(*names, box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for row in rows:
+        error, agrees = row.compared, "NO" if row.compared.complaint else "yes"
+        table.add_row(row.port, row.device, row.dtype, f"{error.error:.1e}", f"{error.allowed:.1e}", agrees, f"{row.speed:.0f}")
+    return table
 
 
 if __name__ == "__main__":
