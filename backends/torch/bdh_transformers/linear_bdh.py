@@ -77,8 +77,10 @@ def is_of_a_head(name: str) -> bool:
     return len(parts := name.split(".")) > 2 and parts[-3] in NAMES
 
 
-def check_quantiser(wanted: Any) -> None:
+def check_quantiser(wanted: Any, *, has_head: bool) -> None:
     """Refuse ways to store weights that BDH was never run with: of a configuration, or of what config.json says of one."""
+    if not has_head:  # transformers leaves the last module of a model as it is, which is a head of the decoder there
+        raise ValueError("a BDHModel is not quantised by itself: load it as AutoModelForCausalLM, and take its backbone")
     options = wanted if isinstance(wanted, dict) else vars(wanted)
     name = str(getattr(options.get("quant_method"), "value", options.get("quant_method")))
     if name not in QUANTISERS:
@@ -132,13 +134,23 @@ def is_of_torchao(weight: Any) -> bool:
     return type(weight).__module__.partition(".")[0] == "torchao"
 
 
-def refuse_raw(weights: Weights | Linears) -> None:
-    """Refuse raw parameters that torchao stores: its tensors do not know the ways in which these are multiplied."""
-    if isinstance(weights, Weights) and any(map(is_of_torchao, weights)):
+def check_weights(weights: Weights | Linears, *, learns: bool) -> None:
+    """Refuse what torchao's tensors would compute wrongly, or not at all; ``learns`` says that gradients will be asked for."""
+    if isinstance(weights, Weights):
+        if any(map(is_of_torchao, weights)):
+            raise ValueError(
+                "torchao has quantised raw parameters, which no kernel of BDH reads: call model.to_linear() before quantize_,"
+                " which then finds an nn.Linear for each head"
+            )
+    elif learns and any(rounds_activations(head.weight) for heads in weights for head in heads):
         raise ValueError(
-            "torchao has quantised raw parameters, which no kernel of BDH reads: call model.to_linear() before quantize_,"
-            " which then finds an nn.Linear for each head"
+            "weights that round what they multiply as well pass no gradient on: learn on those of Int8WeightOnlyConfig"
         )
+
+
+def rounds_activations(weight: Any) -> bool:
+    """Whether torchao also rounds what is multiplied by this weight."""
+    return any(getattr(weight, name, None) is not None for name in ("act_quant_kwargs", "activation_quantization"))
 
 
 def refuse_head_alone(head: Any) -> None:

@@ -38,11 +38,11 @@ from bdh_transformers.configuration_bdh import DEFAULT_FORM, FORMS, BDHConfig, d
 from bdh_transformers.linear_bdh import (
     check_quantiser,
     check_stored,
+    check_weights,
     demand_plain,
     give_linears,
     joined,
     refuse_head_alone,
-    refuse_raw,
     to_linear_names,
     to_raw_names,
     try_torchao,
@@ -204,7 +204,7 @@ class BDHPreTrainedModel(PreTrainedModel):
         wanted = options.pop("quantization_config", None)
         if wanted is None:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **options)
-        check_quantiser(wanted)
+        check_quantiser(wanted, has_head=not issubclass(cls, BDHModel))
         placed = {name: options.pop(name) for name in ("device_map", "max_memory") if name in options}
         informs = options.pop("output_loading_info", False)
         found, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **options)
@@ -279,7 +279,7 @@ class BDHModel(BDHPreTrainedModel):
     torch.Size([1, 8, 16])
     """
 
-    def __init__(self, config: BDHConfig) -> None:
+    def __init__(self, config: BDHConfig, *, has_head: bool = False) -> None:
         super().__init__(config)
         D, nh, N = config.hidden_size, config.num_attention_heads, config.sizes.n_neurons
         self.embed = nn.Embedding(config.vocab_size, D)
@@ -292,7 +292,7 @@ class BDHModel(BDHPreTrainedModel):
         self.kernel: Kernel | None = None  # plain or streamed where one of them is wanted: see bdh_torch.forms
         self.pads_with: int | None = None  # the id with which ended texts go on beside longer ones, while text is generated
         if getattr(config, "quantization_config", None) is not None:
-            check_quantiser(config.quantization_config)
+            check_quantiser(config.quantization_config, has_head=has_head)
             give_linears(self, nh)
         self.post_init()
 
@@ -332,7 +332,7 @@ class BDHModel(BDHPreTrainedModel):
 
         x = layer_norm(inputs_embeds)  # B T D  R1
         weights = joined(self.encoder, self.encoder_v, self.decoder)
-        refuse_raw(weights)
+        check_weights(weights, learns=self.training and torch.is_grad_enabled())
         streamed = None
         if not output_attentions:
             streamed = self._streamed(x, weights, position_ids, kept, texts, past_key_values)
@@ -492,7 +492,7 @@ class BDHForCausalLM(BDHPreTrainedModel, GenerationMixin):
 
     def __init__(self, config: BDHConfig) -> None:
         super().__init__(config)
-        self.backbone = BDHModel(config)
+        self.backbone = BDHModel(config, has_head=True)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self._longest_cache = 0  # of a fixed length, that generate has made
         self.post_init()
