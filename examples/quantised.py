@@ -1,6 +1,6 @@
 """What weights stored in fewer bits cost and save: python examples/quantised.py [CHECKPOINT] [--text FILE]
 
-A row for each way to store them: bits per byte of a text, megabytes of all weights, and CPU seconds to read the text and to write.
+A row for each way to store them: bits per byte of a text, megabytes of all weights, CPU seconds to read the text and to write.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The libraries around transformers run on small models for real: TRL, the evaluation harness, accelerate's launcher, datasets."""
+"""The libraries around transformers run on small models for real: TRL, the evaluation harness, streams of datasets."""
 
 from __future__ import annotations
 

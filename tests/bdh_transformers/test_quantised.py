@@ -1,4 +1,4 @@
-"""Weights in 8 bits: what is stored is that narrow, is read as it stands, comes back from a folder, and adapters learn on it."""
+"""Weights in 8 bits: what is stored is that narrow, is read as it stands and comes back, and adapters learn on it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from torchao.quantization import (
     Int8DynamicActivationInt8WeightConfig,
     Int8Tensor,
     Int8WeightOnlyConfig,
-    IntxWeightOnlyConfig,
     PerGroup,
     quantize_,
 )
@@ -71,8 +70,12 @@ def heads(model: BDHForCausalLM, name: str) -> list[Any]:
 
 def bits_of(model: BDHForCausalLM) -> list[Tensor]:
     """The plain tensors that the weights of all heads are stored in."""
-    stored = [tensor.detach() for key, tensor in model.state_dict().items() if re.search(OF_A_HEAD, key) and ".lora_" not in key]
-    plain = [[getattr(t, part) for part in t.__tensor_flatten__()[0]] if isinstance(t, TorchAOBaseTensor) else [t] for t in stored]
+    stored = [
+        tensor.detach() for key, tensor in model.state_dict().items() if re.search(OF_A_HEAD, key) and ".lora_" not in key
+    ]
+    plain = [
+        [getattr(t, part) for part in t.__tensor_flatten__()[0]] if isinstance(t, TorchAOBaseTensor) else [t] for t in stored
+    ]
     return [tensor for tensors in plain for tensor in tensors if tensor.ndim]
 
 
@@ -300,7 +303,12 @@ def test_the_embedded_model_loses_little_in_eight_bits_and_the_example_measures_
     rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in done.stdout.splitlines() if line.startswith("│")]
     bits, size = ({row[0]: float(row[column]) for row in rows} for column in (1, 2))
     cost = {name: found - bits["float32"] for name, found in bits.items()}
-    in_bytes = ["torchao int8, weights only", "torchao int8, activations too", "torchao float8, weights only", "bitsandbytes int8"]
+    in_bytes = [
+        "torchao int8, weights only",
+        "torchao int8, activations too",
+        "torchao float8, weights only",
+        "bitsandbytes int8",
+    ]
     assert 0 < bits["float32"] < 8
     assert all(0 < abs(cost[name]) < cost["torchao 4 bits by 32, in bytes"] for name in in_bytes)
     assert all(size[name] < size["float32"] / 3 for name in in_bytes)

@@ -226,7 +226,7 @@ class BDHPreTrainedModel(PreTrainedModel):
         return (made, info) if informs else made
 
     def save_pretrained(self, save_directory: Any, *args: Any, state_dict: Any = None, **options: Any) -> None:
-        """Save the model, as `PreTrainedModel.save_pretrained` has it: under the names of every file of BDH, unless it is quantised."""
+        """Save the model, as `PreTrainedModel.save_pretrained` has it: by the names of all files of BDH, or quantised."""
         if self.is_linear and getattr(self, "hf_quantizer", None) is None:
             state_dict = self.state_dict() if state_dict is None else state_dict
             demand_plain(state_dict)
