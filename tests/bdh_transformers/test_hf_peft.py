@@ -107,11 +107,11 @@ def test_the_embedding_is_found_under_the_wrappers(adapted: PeftModel) -> None:
 
 
 def test_all_linear_finds_modules_once_they_hold_the_weights(load: Load, form: str) -> None:
-    wanted = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear")
+    wanted = {"task_type": "CAUSAL_LM", "r": 2, "target_modules": "all-linear"}
     with pytest.raises(ValueError, match="No `target_modules` passed but also no `target_parameters` found"):
-        get_peft_model(load(CASE, form), wanted)
+        get_peft_model(load(CASE, form), LoraConfig(**wanted))
     torch.manual_seed(0)
-    adapted = get_peft_model(load(CASE, form).to_linear(), wanted)
+    adapted = get_peft_model(load(CASE, form).to_linear(), LoraConfig(**wanted))
     losses = learn(adapted)
     assert losses[-1] < 0.8 * losses[0]
     assert sum(weight.requires_grad for weight in adapted.parameters()) == 2 * 3 * CASE.config.n_head

@@ -11,7 +11,9 @@ import torch
 from datasets import Dataset, IterableDataset, load_dataset
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments
+from peft import LoraConfig
+from torchao.quantization import Int8Tensor, Int8WeightOnlyConfig
+from transformers import DataCollatorForLanguageModeling, TorchAoConfig, Trainer, TrainingArguments
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from bdh_conformance.yardstick.tolerances import FLOAT64
@@ -84,6 +86,19 @@ def test_trl_teaches_what_is_preferred(form: str, tmp_path: Path) -> None:
     margins = [entry["rewards/margins"] for entry in trainer.state.log_history if "rewards/margins" in entry]
     assert margins[0] == 0
     assert margins[-1] > 0
+
+
+def test_trl_teaches_adapters_on_weights_of_eight_bits(form: str, tmp_path: Path) -> None:
+    small().save_pretrained(tmp_path / "model")
+    way = TorchAoConfig(Int8WeightOnlyConfig())
+    model = BDHForCausalLM.from_pretrained(tmp_path / "model", quantization_config=way, attn_implementation=form)
+    arguments = SFTConfig(tmp_path, max_length=64, per_device_train_batch_size=4, bf16=False, **TRAIN)
+    lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")
+    data = Dataset.from_list(TEXTS)
+    trainer = SFTTrainer(model, arguments, train_dataset=data, processing_class=TOKENIZER, peft_config=lora)
+    learned(trainer)
+    assert {name.split(".lora_")[1][0] for name, w in trainer.model.named_parameters() if w.requires_grad} == {"A", "B"}
+    assert {type(head.weight.data) for head in trainer.model.get_base_model().backbone.decoder} == {Int8Tensor}
 
 
 @pytest.fixture

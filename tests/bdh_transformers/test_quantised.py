@@ -172,9 +172,12 @@ def test_a_folder_gives_back_every_bit(folder: Path, form: str, way: Callable[[]
     model.save_pretrained(tmp_path / "narrow", max_shard_size="2KB")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "narrow", attn_implementation=form)
     assert len(list((tmp_path / "narrow").glob("model-*.safetensors"))) == 2
-    for found, expected in zip(bits_of(again), bits_of(model), strict=True):
-        assert found.dtype == expected.dtype
-        assert torch.equal(found, expected)
+    again.save_pretrained(tmp_path / "twice")
+    twice = AutoModelForCausalLM.from_pretrained(tmp_path / "twice", attn_implementation=form)
+    for other in (again, twice):
+        for found, expected in zip(bits_of(other), bits_of(model), strict=True):
+            assert found.dtype == expected.dtype
+            assert torch.equal(found, expected)
     assert torch.equal(again(TOKENS).logits, model(TOKENS).logits)
     wanted = {"max_new_tokens": 9, "do_sample": False}
     assert torch.equal(again.generate(TOKENS, **wanted), model.generate(TOKENS, **wanted))

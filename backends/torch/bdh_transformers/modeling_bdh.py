@@ -212,22 +212,19 @@ class BDHPreTrainedModel(PreTrainedModel):
             raise ValueError(f"{pretrained_model_name_or_path} is quantised already: leave quantization_config out")
         if not placed:
             try_torchao(wanted, body_of(found))
-        made = super().from_pretrained(
-            None,
-            config=found.config,
-            state_dict=to_linear_names(found.state_dict(), found.config.num_attention_heads),
-            dtype=found.dtype,
-            generation_config=getattr(found, "generation_config", None),
-            quantization_config=wanted,
-            **placed,
-        )
+        config, options = found.config, {"dtype": found.dtype, "generation_config": getattr(found, "generation_config", None)}
+        tensors = to_linear_names(found.state_dict(), config.num_attention_heads)
+        del found  # the wide weights are held once
+        made = super().from_pretrained(None, config=config, state_dict=tensors, quantization_config=wanted, **options, **placed)
         check_stored(made)
-        made.name_or_path = made.config.name_or_path = found.config.name_or_path
+        made.name_or_path = made.config.name_or_path = config.name_or_path
         return (made, info) if informs else made
 
     def save_pretrained(self, save_directory: Any, *args: Any, state_dict: Any = None, **options: Any) -> None:
         """Save the model, as `PreTrainedModel.save_pretrained` has it: by the names of all files of BDH, or quantised."""
-        if self.is_linear and getattr(self, "hf_quantizer", None) is None:
+        if getattr(self, "hf_quantizer", None) is not None:
+            options.setdefault("save_original_format", False)  # transformers knows no way back from what it has read
+        elif self.is_linear:
             state_dict = self.state_dict() if state_dict is None else state_dict
             demand_plain(state_dict)
             state_dict = to_raw_names(state_dict, self.config.num_attention_heads)
