@@ -29,7 +29,7 @@ TALKS = [
 ] * 4
 
 # TRL asks for checkpoints of activations by names that are on their way out.
-pytestmark = pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing` is deprecated:FutureWarning")
+pytestmark = pytest.mark.filterwarnings(r"ignore:`\w*gradient_checkpointing\w*` is deprecated:FutureWarning")
 
 
 def small(**options: Any) -> BDHForCausalLM:

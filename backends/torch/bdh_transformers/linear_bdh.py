@@ -42,7 +42,7 @@ def _linear(weight: Tensor) -> nn.Linear:
 
 def by_head(name: str, weight: Tensor, nh: int) -> tuple[Tensor, ...]:
     """A raw weight as each head's (out, in): the encoders' (N, D), the decoder's (D, N)."""
-    heads = weight.unflatten(0, (nh, -1)) if name == "decoder" else weight
+    heads = torch.unflatten(weight, 0, (nh, -1)) if name == "decoder" else weight
     return heads.mT.unbind()
 
 

@@ -599,7 +599,7 @@ class BDHForCausalLM(BDHPreTrainedModel, GenerationMixin):
         # As long as the longest so far: programs that were compiled for it serve again.
         longest = max(max_cache_length, generation_config.max_cache_len or 0, self._longest_cache)
         self._longest_cache = longest
-        cache, embed, sizes = BDHStaticCache(self.config, longest), self.get_input_embeddings().weight, self.config.sizes
+        cache, embed, sizes = BDHStaticCache(self.config, longest), body_of(self).embed.weight, self.config.sizes
         texts = batch_size * max(generation_config.num_beams, generation_config.num_return_sequences)
         cache.make_room(texts, sizes.n_neurons, sizes.n_embd, embed)
         return cache
