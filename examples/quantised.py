@@ -10,6 +10,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,9 @@ WAYS: dict[str, Callable[[], Any]] = {
     "torchao int8, activations too": lambda: TorchAoConfig(Int8DynamicActivationInt8WeightConfig()),
     "torchao float8, weights only": lambda: TorchAoConfig(Float8WeightOnlyConfig()),
     "torchao 4 bits by 32, in bytes": lambda: TorchAoConfig(IntxWeightOnlyConfig(torch.int4, PerGroup(32))),
-    "bitsandbytes int8": lambda: BitsAndBytesConfig(load_in_8bit=True),
 }
+if find_spec("bitsandbytes"):
+    WAYS["bitsandbytes int8"] = lambda: BitsAndBytesConfig(load_in_8bit=True)
 
 
 @click.command()
