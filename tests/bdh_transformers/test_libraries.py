@@ -51,7 +51,7 @@ def learned(trainer: Trainer) -> None:
     """Train, and ask for a loss that falls."""
     trainer.train()
     assert len(losses(trainer)) == TRAIN["max_steps"]
-    assert sum(losses(trainer)[-3:]) < 0.8 * sum(losses(trainer)[:3])
+    assert losses(trainer)[-1] < 0.8 * losses(trainer)[0]
 
 
 @pytest.mark.parametrize("packing", [False, True], ids=["one text a row", "packed"])
@@ -92,7 +92,8 @@ def test_trl_teaches_adapters_on_weights_of_eight_bits(form: str, tmp_path: Path
     small().save_pretrained(tmp_path / "model")
     way = TorchAoConfig(Int8WeightOnlyConfig())
     model = BDHForCausalLM.from_pretrained(tmp_path / "model", quantization_config=way, attn_implementation=form)
-    arguments = SFTConfig(tmp_path, max_length=64, per_device_train_batch_size=4, bf16=False, **TRAIN)
+    options = {"max_length": 64, "per_device_train_batch_size": 4, "bf16": False}
+    arguments = SFTConfig(tmp_path, **options, **TRAIN | {"learning_rate": 0.1})
     lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")
     data = Dataset.from_list(TEXTS)
     trainer = SFTTrainer(model, arguments, train_dataset=data, processing_class=TOKENIZER, peft_config=lora)
