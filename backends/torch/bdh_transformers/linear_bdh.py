@@ -131,7 +131,7 @@ def is_narrow(weight: Tensor) -> bool:
 
 def is_of_torchao(weight: Any) -> bool:
     """Whether torchao stores a weight; it need not be installed."""
-    return type(weight).__module__.partition(".")[0] == "torchao"
+    return type(weight) not in (Tensor, nn.Parameter) and type(weight).__module__.startswith("torchao.")
 
 
 def check_weights(weights: Weights | Linears, *, learns: bool) -> None:
