@@ -104,3 +104,27 @@ def test_the_embedding_is_found_under_the_wrappers(adapted: PeftModel) -> None:
     embedding = adapted.get_base_model().get_input_embeddings()
     assert isinstance(embedding, torch.nn.Embedding)
     assert embedding.weight.shape == (CASE.config.vocab_size, CASE.config.n_embd)
+
+
+def test_all_linear_finds_modules_once_they_hold_the_weights(load: Load, form: str) -> None:
+    wanted = {"task_type": "CAUSAL_LM", "r": 2, "target_modules": "all-linear"}
+    with pytest.raises(ValueError, match="No `target_modules` passed but also no `target_parameters` found"):
+        get_peft_model(load(CASE, form), LoraConfig(**wanted))
+    torch.manual_seed(0)
+    adapted = get_peft_model(load(CASE, form).to_linear(), LoraConfig(**wanted))
+    losses = learn(adapted)
+    assert losses[-1] < 0.8 * losses[0]
+    assert sum(weight.requires_grad for weight in adapted.parameters()) == 2 * 3 * CASE.config.n_head
+    expected = adapted.eval()(TOKENS).logits
+    same(adapted.merge_and_unload()(TOKENS).logits, expected)
+
+
+def test_what_was_adapted_as_modules_is_saved_by_the_names_that_files_have(load: Load, form: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    wanted = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear", init_lora_weights=False)
+    merged = get_peft_model(load(CASE, form).to_linear(), wanted).merge_and_unload()
+    merged.save_pretrained(tmp_path)
+    again = BDHForCausalLM.from_pretrained(tmp_path, attn_implementation=form)
+    assert not again.is_linear
+    same(again(TOKENS).logits, merged(TOKENS).logits)
+    assert (again(TOKENS).logits - load(CASE, form)(TOKENS).logits).abs().max() > 0.1

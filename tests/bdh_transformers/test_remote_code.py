@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Trainer, TrainingArguments
+from torchao.quantization import Int8WeightOnlyConfig
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, TorchAoConfig, Trainer, TrainingArguments
 from transformers.dynamic_module_utils import get_imports, get_relative_import_files, get_relative_imports
 
 import bdh_spec
@@ -92,6 +93,29 @@ model.save_pretrained(again)
 said["again"] = load(again, attn_implementation=form)(tokens).logits.detach()
 torch.save(said, out)
 """
+
+
+NARROW = """
+first, again, out = sys.argv[1:]
+model = load(first)
+model.save_pretrained(again)
+said = {form: load(again, attn_implementation=form)(tokens).logits.detach() for form in forms}
+torch.save(said | {"stored": {type(head.weight).__name__ for head in model.backbone.decoder}}, out)
+"""
+
+
+@torch.no_grad()
+def test_a_quantised_folder_runs_and_is_saved_again_where_none_of_our_packages_is(home: Path, tmp_path: Path) -> None:
+    model().save_pretrained(tmp_path / "wide")
+    way = TorchAoConfig(Int8WeightOnlyConfig())
+    narrow = BDHForCausalLM.from_pretrained(tmp_path / "wide", quantization_config=way)
+    narrow.save_pretrained(tmp_path / "first")
+    alone(ALONE + NARROW, home, tmp_path / "first", tmp_path / "again", tmp_path / "said")
+    found = torch.load(tmp_path / "said")
+    assert found["stored"] == {"Int8Tensor"}
+    for form in FORMS:
+        narrow.set_attn_implementation(form)
+        assert torch.equal(found[form], narrow(TOKENS).logits)
 
 
 @pytest.mark.parametrize("tied", [False, pytest.param(True, marks=pytest.mark.thorough)], ids=["own head", "tied head"])

@@ -287,14 +287,23 @@ def on_many() -> ModuleType:
     return module
 
 
-def test_two_processes_train_the_weights_that_one_trains(on_many: ModuleType, tmp_path: Path) -> None:
+UNASKED = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
+    # --cpu would ask for MPI; --multi_gpu means PyTorch's own launcher, and the script asks for CPUs.
+    "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", *UNASKED],
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS.values(), ids=LAUNCHERS)
+def test_two_processes_train_the_weights_that_one_trains(on_many: ModuleType, launcher: list[str], tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir()
     two.mkdir()
     on_many.by_trainer(str(one), 1)
     on_many.by_hand(str(one), 1)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    finished = subprocess.run([*torchrun, on_many.__file__, str(two)], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", *launcher, on_many.__file__, str(two)]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr[-3000:]
     start = on_many.model().state_dict()
     for way in ("trainer", "hand"):

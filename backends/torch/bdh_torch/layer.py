@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bdh_spec.model import EPS
 from bdh_torch.attention import Note, unnoted, values
@@ -24,6 +24,22 @@ class Weights(NamedTuple):
     encoder: Tensor  # h D N
     encoder_v: Tensor  # h D N
     decoder: Tensor  # h*N D
+
+
+class Linears(NamedTuple):
+    """The same as a module for each head, which others may replace by one that stores its weight as they like."""
+
+    encoder: nn.ModuleList  # h of D to N
+    encoder_v: nn.ModuleList  # h of D to N
+    decoder: nn.ModuleList  # h of N to D
+
+
+def project(rows: Tensor, weight: Tensor | nn.ModuleList) -> Tensor:
+    """Rows (h, R, K) times a weight (h, K, n), or each head's through its module: (h, R, n)."""
+    if isinstance(weight, Tensor):
+        # matmul would copy a weight, or the rows, into a layout that it takes for a better one.
+        return torch.bmm(rows, weight)
+    return torch.stack([head(its) for head, its in zip(weight, rows, strict=True)])
 
 
 def layer_norm(x: Tensor) -> Tensor:
@@ -43,7 +59,7 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 def layer(
     x: Tensor,
-    weights: Weights,
+    weights: Weights | Linears,
     rotations: Tensor,
     attend: Attend,
     drop: Callable[[Tensor], Tensor],
@@ -55,7 +71,7 @@ def layer(
 
 def gated(
     x: Tensor,
-    weights: Weights,
+    weights: Weights | Linears,
     rotations: Tensor,
     attend: Attend,
     drop: Callable[[Tensor], Tensor],
@@ -67,18 +83,17 @@ def gated(
     where neurons turn each by itself. ``attend`` says what the tokens see beside one another, and keeps what later ones will
     want to see. ``note`` is shown each stage.
     """
-    B, T, D = x.shape
-    nh, _, N = weights.encoder.shape
+    (B, T, D), nh = x.shape, len(weights.encoder)
+    decoder = weights.decoder.view(nh, -1, D) if isinstance(weights, Weights) else weights.decoder
     rows = x.reshape(1, B * T, D).expand(nh, -1, -1)
-    # bmm throughout: matmul would copy a weight, or the neurons, into a layout that it takes for a better one.
-    x_sparse = note("x_sparse", torch.bmm(rows, weights.encoder).relu_())  # h B*T N  R3
-    rotated = note("rotated", rope(x_sparse.view(nh, B, T, N), rotations).flatten(0, 1))  # h*B T N  R4
+    x_sparse = note("x_sparse", project(rows, weights.encoder).relu_())  # h B*T N  R3
+    rotated = note("rotated", rope(x_sparse.view(nh, B, T, -1), rotations).flatten(0, 1))  # h*B T N  R4
     attention = note("attention", attend(rotated, values(x, nh)))  # h*B T D  R5
     yKV = note("yKV", layer_norm(attention).to(x.dtype)).view(nh, B * T, D)  # R6
-    y_sparse = note("y_sparse", torch.bmm(yKV, weights.encoder_v).relu_())  # h B*T N  R7
+    y_sparse = note("y_sparse", project(yKV, weights.encoder_v).relu_())  # h B*T N  R7
     xy_sparse = note("xy_sparse", drop(multiply(y_sparse, x_sparse)))  # h B*T N  R7, R8
     # The product of merged heads is the sum of the heads' own products.
-    return note("decoded", torch.bmm(xy_sparse, weights.decoder.view(nh, N, D)).sum(0).view(B, T, D))  # R9
+    return note("decoded", project(xy_sparse, decoder).sum(0).view(B, T, D))  # R9
 
 
 def residual(x: Tensor, decoded: Tensor, note: Note = unnoted) -> Tensor:

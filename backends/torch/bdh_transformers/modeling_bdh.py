@@ -28,13 +28,25 @@ from bdh_spec.model import IGNORE
 from bdh_torch.decode import gated as gated_token
 from bdh_torch.forms import Kernel, decodes, is_one_table, streams
 from bdh_torch.forms import chunk as streamed_chunk
-from bdh_torch.layer import Weights, layer, layer_norm, residual, wide
+from bdh_torch.layer import Linears, Weights, layer, layer_norm, residual, wide
 from bdh_torch.rope import Rotations as Streamed
 from bdh_torch.rope import fixed_point, relative, rotation
 from bdh_torch.streamed import gated
 from bdh_transformers.attention_bdh import BDHParallelAttention, BDHRecurrentAttention
 from bdh_transformers.cache_bdh import BDHCache, BDHStateLayer, BDHStaticCache, PositionedCache, check_cache
 from bdh_transformers.configuration_bdh import DEFAULT_FORM, FORMS, BDHConfig, demand_matrices
+from bdh_transformers.linear_bdh import (
+    check_quantiser,
+    check_stored,
+    check_weights,
+    demand_plain,
+    give_linears,
+    joined,
+    refuse_head_alone,
+    to_linear_names,
+    to_raw_names,
+    try_torchao,
+)
 from bdh_transformers.texts_bdh import Texts, in_common, packed, places, spread
 
 Rotations: TypeAlias = Callable[[int, int], Tensor]  # of the tokens from the first to before the second
@@ -64,9 +76,9 @@ class BDHLayer(GradientCheckpointingLayer):
     def forward(
         self,
         hidden_states: Tensor,
-        encoder: Tensor,  # by itself, so that checkpoints of activations know it as an input with a gradient
-        encoder_v: Tensor,
-        decoder: Tensor,
+        encoder: Tensor | nn.ModuleList,  # by itself, so that checkpoints of activations know it as an input with a gradient
+        encoder_v: Tensor | nn.ModuleList,
+        decoder: Tensor | nn.ModuleList,
         rotations: Rotations | list[Span] | Tensor,
         mask: Tensor | None = None,
         past_key_values: Cache | None = None,
@@ -74,11 +86,11 @@ class BDHLayer(GradientCheckpointingLayer):
         texts: Texts | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Run the layer on (B, T, D), a long text chunk by chunk: the next hidden states, and the matrix if it is wanted."""
-        (_, T, D), weights = hidden_states.shape, Weights(encoder, encoder_v, decoder)
+        (_, T, D), weights = hidden_states.shape, joined(encoder, encoder_v, decoder)
         if isinstance(rotations, list):
-            return self._stream(hidden_states, weights, rotations, mask, past_key_values), None
+            return self._stream(hidden_states, cast("Weights", weights), rotations, mask, past_key_values), None
         if isinstance(rotations, Tensor):
-            return self._decode(hidden_states, weights, rotations, mask, cast("Cache", past_key_values)), None
+            return self._decode(hidden_states, cast("Weights", weights), rotations, mask, cast("Cache", past_key_values)), None
         form = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, BDHParallelAttention)
         attention = form(self.config.num_attention_heads, self.layer_idx, T, D, past_key_values, output_attentions)
 
@@ -93,11 +105,11 @@ class BDHLayer(GradientCheckpointingLayer):
         attention.finish(texts)
         return torch.cat(parts, dim=1), None
 
-    def streams(self, x: Tensor, weights: Weights, kernel: Kernel | None, past_key_values: Cache | None) -> bool:
+    def streams(self, x: Tensor, weights: Weights | Linears, kernel: Kernel | None, past_key_values: Cache | None) -> bool:
         """Whether this layer reads by the streamed kernel, which keeps no rows, and writes to a state in place."""
         if past_key_values is not None and (torch.is_grad_enabled() or not _is_state(past_key_values)):
             return False
-        return streams(kernel, x, weights, self.drop)
+        return isinstance(weights, Weights) and streams(kernel, x, weights, self.drop)
 
     def _stream(
         self, x: Tensor, weights: Weights, spans: list[Span], mask: Tensor | None, past_key_values: Cache | None
@@ -122,9 +134,9 @@ class BDHLayer(GradientCheckpointingLayer):
         decoded = torch.cat([read(span).flatten(0, 1) for span in spans]) if len(spans) > 1 else read(spans[0])
         return residual(x, decoded.view(B, T, D))
 
-    def decodes(self, x: Tensor, weights: Weights, kernel: Kernel | None, past_key_values: Cache | None) -> bool:
+    def decodes(self, x: Tensor, weights: Weights | Linears, kernel: Kernel | None, past_key_values: Cache | None) -> bool:
         """Whether these are single tokens, read by what is made for them: in place, and not where a compiler is to follow."""
-        if past_key_values is None or not _is_state(past_key_values):
+        if past_key_values is None or not _is_state(past_key_values) or isinstance(weights, Linears):
             return False
         return not (past_key_values.is_compileable or is_tracing(x)) and decodes(kernel, None, x, weights, self.drop)
 
@@ -183,10 +195,59 @@ class BDHPreTrainedModel(PreTrainedModel):
         """Whether tokens cannot be taken back, which assisted decoding asks."""
         return self.config._attn_implementation == "bdh_recurrent"
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **options: Any) -> Any:
+        """The model of a folder or of the hub, as `PreTrainedModel.from_pretrained` has it.
+
+        With a ``quantization_config`` its weights become modules, see ``to_linear``, and are stored as that says.
+        """
+        wanted = options.pop("quantization_config", None)
+        if wanted is None:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **options)
+        check_quantiser(wanted, has_head=not issubclass(cls, BDHModel))
+        placed = {name: options.pop(name) for name in ("device_map", "max_memory") if name in options}
+        informs = options.pop("output_loading_info", False)
+        found, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **options)
+        if found.is_linear:
+            raise ValueError(f"{pretrained_model_name_or_path} is quantised already: leave quantization_config out")
+        if not placed:
+            try_torchao(wanted, body_of(found))
+        config, options = found.config, {"dtype": found.dtype, "generation_config": getattr(found, "generation_config", None)}
+        tensors = to_linear_names(found.state_dict(), config.num_attention_heads)
+        del found  # the wide weights are held once
+        made = super().from_pretrained(None, config=config, state_dict=tensors, quantization_config=wanted, **options, **placed)
+        check_stored(made)
+        made.name_or_path = made.config.name_or_path = config.name_or_path
+        return (made, info) if informs else made
+
+    def save_pretrained(self, save_directory: Any, *args: Any, state_dict: Any = None, **options: Any) -> None:
+        """Save the model, as `PreTrainedModel.save_pretrained` has it: by the names of all files of BDH, or quantised."""
+        if getattr(self, "hf_quantizer", None) is not None:
+            options.setdefault("save_original_format", False)  # transformers knows no way back from what it has read
+        elif self.is_linear:
+            state_dict = self.state_dict() if state_dict is None else state_dict
+            demand_plain(state_dict)
+            state_dict = to_raw_names(state_dict, self.config.num_attention_heads)
+        super().save_pretrained(save_directory, *args, state_dict=state_dict, **options)
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether modules of each head hold the weights, and not raw parameters."""
+        return not isinstance(body_of(self).encoder, Tensor)
+
+    def to_linear(self) -> Any:
+        """Put an ``nn.Linear`` for each head in the place of each raw weight, and return the model, which computes the same.
+
+        Libraries look for them to quantise them or to adapt them. The plain kernel reads them. Files keep their names.
+        """
+        if not self.is_linear:
+            give_linears(body_of(self), self.config.num_attention_heads)
+        return self
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, BDHModel):
+        if isinstance(module, BDHModel) and not module.is_linear:
             for weight in (module.encoder, module.encoder_v, module.decoder):
                 init.normal_(weight, mean=0.0, std=self.config.initializer_range)
         elif isinstance(module, BDHRotaryEmbedding):
@@ -202,6 +263,11 @@ class BDHPreTrainedModel(PreTrainedModel):
         return form
 
 
+def body_of(model: nn.Module) -> Any:
+    """The model without its head, also where peft has put a wrapper around it."""
+    return next(module for module in model.modules() if isinstance(module, BDHModel))
+
+
 class BDHModel(BDHPreTrainedModel):
     """BDH without its head: tokens to hidden states (R1 to R10).
 
@@ -210,7 +276,7 @@ class BDHModel(BDHPreTrainedModel):
     torch.Size([1, 8, 16])
     """
 
-    def __init__(self, config: BDHConfig) -> None:
+    def __init__(self, config: BDHConfig, *, has_head: bool = False) -> None:
         super().__init__(config)
         D, nh, N = config.hidden_size, config.num_attention_heads, config.sizes.n_neurons
         self.embed = nn.Embedding(config.vocab_size, D)
@@ -222,6 +288,9 @@ class BDHModel(BDHPreTrainedModel):
         self.gradient_checkpointing = False
         self.kernel: Kernel | None = None  # plain or streamed where one of them is wanted: see bdh_torch.forms
         self.pads_with: int | None = None  # the id with which ended texts go on beside longer ones, while text is generated
+        if getattr(config, "quantization_config", None) is not None:
+            check_quantiser(config.quantization_config, has_head=has_head)
+            give_linears(self, nh)
         self.post_init()
 
     @merge_with_config_defaults
@@ -259,7 +328,8 @@ class BDHModel(BDHPreTrainedModel):
         position_ids = self._places(position_ids, kept, T, past_key_values, inputs_embeds.device)
 
         x = layer_norm(inputs_embeds)  # B T D  R1
-        weights = Weights(self.encoder, self.encoder_v, self.decoder)
+        weights = joined(self.encoder, self.encoder_v, self.decoder)
+        check_weights(weights, learns=self.training and torch.is_grad_enabled())
         streamed = None
         if not output_attentions:
             streamed = self._streamed(x, weights, position_ids, kept, texts, past_key_values)
@@ -304,7 +374,7 @@ class BDHModel(BDHPreTrainedModel):
     def _streamed(
         self,
         x: Tensor,
-        weights: Weights,
+        weights: Weights | Linears,
         position_ids: Tensor,
         kept: Tensor | None,
         texts: Texts | None,
@@ -314,16 +384,17 @@ class BDHModel(BDHPreTrainedModel):
         layers = cast("list[BDHLayer]", self.layers[: self.config.num_hidden_layers])
         if not all(each.streams(x, weights, self.kernel, past_key_values) for each in layers):
             return None
+        encoder = cast("Weights", weights).encoder
         found = side_by_side(x.shape[0], position_ids, kept, texts, is_whole=past_key_values is None)
         if found is None:
             return None
         longest, whole = dict[int, int](), dict[int, Streamed]()
         for _, start, stop, position in found:
-            if streamed_chunk(stop - start, None, weights.encoder) >= stop - start:
+            if streamed_chunk(stop - start, None, encoder) >= stop - start:
                 longest[position] = max(stop - start, longest.get(position, 0))
 
         def rotations(position: int, T: int) -> Streamed:
-            chunk = streamed_chunk(T, None, weights.encoder)
+            chunk = streamed_chunk(T, None, encoder)
             if chunk < T:
                 return relative(position, T, chunk, self.rotary.fixed, wide(x.dtype), "exact")
             if position not in whole:  # one table for all texts that begin alike
@@ -333,7 +404,7 @@ class BDHModel(BDHPreTrainedModel):
 
         return [Span(row, start, stop, rotations(position, stop - start)) for row, start, stop, position in found]
 
-    def _decodes(self, x: Tensor, weights: Weights, past_key_values: Cache | None) -> bool:
+    def _decodes(self, x: Tensor, weights: Weights | Linears, past_key_values: Cache | None) -> bool:
         layers = cast("list[BDHLayer]", self.layers[: self.config.num_hidden_layers])
         return all(each.decodes(x, weights, self.kernel, past_key_values) for each in layers)
 
@@ -418,14 +489,14 @@ class BDHForCausalLM(BDHPreTrainedModel, GenerationMixin):
 
     def __init__(self, config: BDHConfig) -> None:
         super().__init__(config)
-        self.backbone = BDHModel(config)
+        self.backbone = BDHModel(config, has_head=True)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self._longest_cache = 0  # of a fixed length, that generate has made
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
         """The embedding, also where peft has put a wrapper around the backbone, which holds the raw weights."""
-        return next(module for module in self.modules() if isinstance(module, BDHModel)).embed
+        return cast("nn.Module", body_of(self).embed)
 
     @can_return_tuple
     def forward(
@@ -456,6 +527,8 @@ class BDHForCausalLM(BDHPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
+        if not self.is_linear:
+            refuse_head_alone(self.lm_head.weight)
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))  # B T V  R11
         loss = None
         if labels is not None:
@@ -526,9 +599,9 @@ class BDHForCausalLM(BDHPreTrainedModel, GenerationMixin):
         # As long as the longest so far: programs that were compiled for it serve again.
         longest = max(max_cache_length, generation_config.max_cache_len or 0, self._longest_cache)
         self._longest_cache = longest
-        cache, encoder = BDHStaticCache(self.config, longest), self.backbone.encoder
+        cache, embed, sizes = BDHStaticCache(self.config, longest), body_of(self).embed.weight, self.config.sizes
         texts = batch_size * max(generation_config.num_beams, generation_config.num_return_sequences)
-        cache.make_room(texts, encoder.shape[2], self.config.hidden_size, encoder)
+        cache.make_room(texts, sizes.n_neurons, sizes.n_embd, embed)
         return cache
 
     @staticmethod
