@@ -42,7 +42,7 @@ HOW = [
 
 @pytest.fixture(params=["state", "rows", "active neurons", "plain"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """How a model remembers and reads: by states, by rows until texts are longer, by active neurons alone, by the plain kernel."""
+    """How a model remembers and reads: by states, by rows at first, by active neurons alone, by the plain kernel."""
     if request.param in ("rows", "active neurons"):
         monkeypatch.setattr(forms, "KEPT", 0)
         monkeypatch.setattr(forms, "KEPT_SHARE", 6 / CASE.config.n_embd)
@@ -224,7 +224,7 @@ def test_a_batch_says_what_is_wrong_before_anything_is_read(load: Load) -> None:
     for prompt in ([], [61], [-1], [1.5], ["a"], b""):
         with pytest.raises(TokensError):
             batch.join(prompt, Sampling())
-    with pytest.raises(SamplingError, match="top_p is 1.5"):
+    with pytest.raises(SamplingError, match=r"top_p is 1\.5"):
         batch.join([1], Sampling(), top_p=1.5)
     assert len(batch) == 0
     with pytest.raises(ValueError, match="chunk is 0"):

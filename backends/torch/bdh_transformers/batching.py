@@ -45,7 +45,7 @@ class ContinuousBatch:
     """Texts that one model writes at once, a token of each in every step.
 
     ``model`` is a ``BDHForCausalLM`` in evaluation, in the form ``bdh_recurrent``. A step reads at most ``chunk`` tokens of
-    prompts, some of each that waits in turn, so that a long one delays nobody by more than that. Not for several threads at once.
+    prompts, some of each that waits in turn, so that a long one delays nobody by more than that. One thread at a time may ask.
 
     >>> model = BDHForCausalLM(config).eval()  # doctest: +SKIP
     >>> batch = ContinuousBatch(model)  # doctest: +SKIP
@@ -77,7 +77,8 @@ class ContinuousBatch:
 
         One seed gives one text (R14): that of every port's ``generate``, at ``row`` 0, or of the row of its batch. ``top_p``,
         which is no part of R14, leaves of the ``top_k`` the least number of likeliest tokens that hold this share of their
-        probability, and those as likely as the last of them. Bad tokens are a ``TokensError``, bad settings a ``SamplingError``.
+        probability, and those as likely as the last of them. Bad tokens are a ``TokensError``, a bad share is a
+        ``SamplingError``.
         """
         if not 0 <= top_p <= 1:
             raise SamplingError(f"top_p is {top_p}: it is a share of probability, from 0 to 1")
@@ -158,7 +159,7 @@ def nucleus(chances: Array, top_p: float) -> int:
 
 
 def state_bytes(config: Any) -> int:
-    """The bytes that a text's state takes in a model of this configuration, float64 aside: what each text adds, however long."""
+    """The bytes that a text takes in a model of this configuration, however long it is: those of its state in float32."""
     sizes = config.sizes
     return 4 * int(sizes.n_layer * sizes.n_head * sizes.n_neurons * sizes.n_embd)
 

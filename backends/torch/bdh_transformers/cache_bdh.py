@@ -111,10 +111,6 @@ class BDHStateLayer(CacheLayerMixin):
         """No end."""
         return -1
 
-    def get_max_cache_shape(self) -> int:
-        """No end: the name that transformers had for it before 5.11."""
-        return self.get_max_length()
-
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """The length that a mask would have, and where it would begin."""
         return self.length + query_length, 0

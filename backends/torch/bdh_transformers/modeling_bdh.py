@@ -403,7 +403,7 @@ def demand_tokens(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> int
 
 
 def places_of(hidden_states: Tensor, wanted: int | Tensor) -> Tensor:
-    """Of hidden states (B, T, D) the last so many, 0 for all; those at places (K) or (B, K); or, (K, D), those of a mask (B, T)."""
+    """Of hidden states (B, T, D) the last so many, 0 for all; those at places (K) or (B, K); (K, D) of a mask (B, T)."""
     if isinstance(wanted, int):
         return hidden_states[:, -wanted:]
     if wanted.ndim == 1:
