@@ -190,7 +190,7 @@ class JoinedLayer(BDHStateLayer):
     def read_and_write(self, rotated: Tensor, v: Tensor, texts: Any = None) -> Tensor:
         """Attention (h*B, T, D) of each text's tokens to its own; then its state remembers them too."""
         parts = zip(self.each, by_text(rotated, len(self.each)), by_text(v, len(self.each)), strict=True)
-        return in_heads([layer.read_and_write(*part) for layer, *part in parts])
+        return in_heads([layer.read_and_write(q, value) for layer, q, value in parts])
 
     def room(self, texts: int, n_neurons: int, width: int, like: Tensor) -> Tensor:
         """Refuse: there is no one state, which the streamed kernel would write to."""
@@ -210,13 +210,13 @@ class Memories:
         """
         B = len(self.each)
         seen = [None] * B if active is None else by_text(active.flatten(0, 1)[:, None], B)
-        parts = zip(self.each, by_text(rotated, B), v.split(1), seen, strict=True)
+        parts = zip(self.each, by_text(rotated, B), torch.split(v, 1), seen, strict=True)
         return in_heads([memory.through(*part) for memory, *part in parts])
 
 
 def by_text(values: Tensor, B: int) -> tuple[Tensor, ...]:
     """What heads have of texts, (h*B, T, K), as (h, T, K) of each text."""
-    return values.unflatten(0, (-1, B)).transpose(0, 1).contiguous().unbind()
+    return torch.unflatten(values, 0, (-1, B)).transpose(0, 1).contiguous().unbind()
 
 
 def in_heads(each: Sequence[Tensor]) -> Tensor:
