@@ -3,7 +3,7 @@
 python examples/serve_load.py --clients 1,8,32 --new 200 checkpoint.safetensors
 
 Starts the server (python -m bdh_transformers.serving) and asks it over HTTP. Without a checkpoint, the small embedded model. A
-text that is not the one that its seed writes alone must have parted from it at a draw that was too close to call, or the run fails.
+text that is not the one that its seed writes alone must have parted from it at a draw too close to call, or the run fails.
 """
 
 from __future__ import annotations

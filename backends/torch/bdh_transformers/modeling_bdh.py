@@ -23,6 +23,7 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+from transformers.utils.versions import require_version
 
 from bdh_spec.model import IGNORE
 from bdh_torch.decode import gated as gated_token
@@ -36,6 +37,8 @@ from bdh_transformers.attention_bdh import BDHParallelAttention, BDHRecurrentAtt
 from bdh_transformers.cache_bdh import BDHCache, BDHStateLayer, BDHStaticCache, PositionedCache, check_cache
 from bdh_transformers.configuration_bdh import DEFAULT_FORM, FORMS, BDHConfig, demand_matrices
 from bdh_transformers.texts_bdh import Texts, in_common, packed, places, spread
+
+require_version("transformers>=5.13,<5.24", "5.24 hands caches to models by another name: text would be wrong without a word")
 
 Rotations: TypeAlias = Callable[[int, int], Tensor]  # of the tokens from the first to before the second
 
