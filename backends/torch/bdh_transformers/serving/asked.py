@@ -68,11 +68,10 @@ class Completion(Wish):
     max_tokens: int = Field(16, ge=1)
 
     @property
-    def prompts(self) -> list[str | list[int]]:
-        """Each text to go on from."""
-        if isinstance(self.prompt, str) or (self.prompt and isinstance(self.prompt[0], int)):
-            return [self.prompt]  # type: ignore[list-item]  # whose numbers are of one prompt: no list mixes kinds
-        return list(self.prompt)
+    def prompts(self) -> list[Any]:
+        """Each text to go on from, or its ids."""
+        is_one = isinstance(self.prompt, str) or (self.prompt and isinstance(self.prompt[0], int))
+        return [self.prompt] if is_one else list(self.prompt)
 
 
 class Part(Known):
