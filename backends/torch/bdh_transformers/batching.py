@@ -211,7 +211,7 @@ class Memories:
         B = len(self.each)
         seen = [None] * B if active is None else by_text(active.flatten(0, 1)[:, None], B)
         parts = zip(self.each, by_text(rotated, B), torch.split(v, 1), seen, strict=True)
-        return in_heads([memory.through(*part) for memory, *part in parts])
+        return in_heads([memory.through(q, value, active) for memory, q, value, active in parts])
 
 
 def by_text(values: Tensor, B: int) -> tuple[Tensor, ...]:
