@@ -11,10 +11,12 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import torch
 from torch import Tensor, nn
@@ -23,39 +25,64 @@ import bdh_spec
 from bdh_spec import Backend, BDHError, Capabilities, Model
 from bdh_spec.model import forward
 from bdh_torch import BDH
-from bdh_torch.backend import filled
+from bdh_torch.backend import NAMES
 
 OPSET = 20
 
 
+class Trace(BDH):
+    """Tokens (B, T) to logits (B, T, V) by the parallel form, for texts of any length."""
+
+    def forward(self, idx: Tensor) -> Tensor:  # type: ignore[override]  # there is no loss
+        return self.trace(idx)
+
+
 class Forward(nn.Module):
-    """Tokens (B, T) to logits (B, T, V), and nothing else."""
+    """The same of any weights, which come in beside the tokens."""
 
-    def __init__(self, model: BDH) -> None:
+    def __init__(self, config: bdh_spec.BDHConfig) -> None:
         super().__init__()
-        self.model = model
+        self.model = Trace(config, kernel="plain")
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.model.trace(tokens)
+    def forward(
+        self, tokens: Tensor, embed: Tensor, encoder: Tensor, encoder_v: Tensor, decoder: Tensor, lm_head: Tensor
+    ) -> Tensor:
+        weights = (embed, encoder, encoder_v, decoder, lm_head)
+        return torch.func.functional_call(self.model, dict(zip(NAMES, weights, strict=True)), (tokens,))
 
 
-def exported(params: bdh_spec.Params, config: bdh_spec.BDHConfig, dtype: str = "float32") -> Any:
-    """A model as a program of ONNX, for any number of texts of any length."""
-    model = Forward(filled(lambda: BDH(config, kernel="plain"), params, "cpu", dtype)).eval()
+@lru_cache
+def exported(config: bdh_spec.BDHConfig) -> onnx.ModelProto:
+    """The program of all models of these sizes: tokens of texts of any number and length, and the five weights, to logits."""
+    model = Forward(config).eval()
+    given = [model.model.get_parameter(name) for name in NAMES]
     sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("time")}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what the exporter says of its own code
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        return torch.onnx.export(
+        program = torch.onnx.export(
             model,
-            (torch.zeros(2, 3, dtype=torch.long),),
-            input_names=["tokens"],
+            (torch.zeros(2, 3, dtype=torch.long), *given),
+            input_names=["tokens", *bdh_spec.Params._fields],
             output_names=["logits"],
-            dynamic_shapes={"tokens": sizes},
+            dynamic_shapes={"tokens": sizes, **dict.fromkeys(bdh_spec.Params._fields)},
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
         )
+    return program.model_proto
+
+
+def with_weights(params: bdh_spec.Params, config: bdh_spec.BDHConfig) -> onnx.ModelProto:
+    """The program of one model, which takes tokens alone."""
+    program = onnx.ModelProto()
+    program.CopyFrom(exported(config))
+    (tokens,) = [given for given in program.graph.input if given.name == "tokens"]
+    del program.graph.input[:]
+    program.graph.input.append(tokens)
+    for name, weight in params._asdict().items():
+        program.graph.initializer.append(onnx.numpy_helper.from_array(np.array(weight, np.float32), name))
+    return program
 
 
 def session(program: bytes | str) -> onnxruntime.InferenceSession:
@@ -68,7 +95,7 @@ class OnnxModel(Model):
 
     def __init__(self, params: bdh_spec.Params, config: bdh_spec.BDHConfig, **how: Any) -> None:
         super().__init__(config, **how)
-        self.session = session(exported(params, config, self.dtype).model_proto.SerializeToString())
+        self.session = session(with_weights(params, config).SerializeToString())
 
     def _forward(self, tokens: np.ndarray) -> np.ndarray:
         (logits,) = self.session.run(["logits"], {"tokens": tokens})
@@ -102,7 +129,7 @@ def main() -> None:
         params, config = bdh_spec.read(checkpoint)
     except (BDHError, OSError) as error:
         sys.exit(str(error))
-    exported(params, config).save(file, external_data=False)
+    onnx.save(with_weights(params, config), file)
     tokens = np.frombuffer(b"The small smooth-skinned dragon", np.uint8).astype(np.int64)[None] % config.vocab_size
     (found,) = session(str(file)).run(["logits"], {"tokens": tokens})
     expected = forward(tokens, params, config)
