@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -67,3 +68,12 @@ def test_the_command_writes_a_file_and_says_how_right_it_is(
     assert logits.shape == (3, 40, 11)
     with pytest.raises(SystemExit, match="exists: choose another name"):
         example["main"]()
+
+
+@pytest.mark.thorough  # a program for every case of other sizes
+def test_onnxruntime_passes_the_suite_in_what_it_claims() -> None:
+    words = ["--tier", "smoke", "--channel", "logits,batch,mutation,refusals", "--time-limit", "600"]
+    command = [Path(sys.executable).with_name("bdh-conform"), "examples.onnx_port:OnnxBackend", *words]
+    done = subprocess.run(command, cwd=SCRIPT.parents[1], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "onnxruntime passes: 4 passed" in done.stdout
