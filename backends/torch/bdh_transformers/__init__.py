@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from bdh_transformers.attention_bdh import BDHParallelAttention, BDHRecurrentAttention
+from bdh_transformers.batching import ContinuousBatch
 from bdh_transformers.cache_bdh import BDHCache, BDHStaticCache
 from bdh_transformers.configuration_bdh import BDHConfig
 from bdh_transformers.modeling_bdh import BDHForCausalLM, BDHModel
@@ -23,6 +24,7 @@ __all__ = [
     "BDHRecurrentAttention",
     "BDHStaticCache",
     "BDHTokenizer",
+    "ContinuousBatch",
 ]
 
 AutoConfig.register(BDHConfig.model_type, BDHConfig)

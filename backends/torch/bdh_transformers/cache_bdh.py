@@ -280,7 +280,6 @@ def is_recurrent(config: PreTrainedConfig) -> bool:
     return config._attn_implementation in (None, "bdh_recurrent")
 
 
-STATES: frozenset[Any] = frozenset({BDHStateLayer, BDHStaticStateLayer})
 ROWS: frozenset[Any] = frozenset({DynamicLayer, BDHRowsLayer, BDHStaticRowsLayer})
 
 
@@ -290,15 +289,19 @@ def check_cache(cache: Any, form: str | None) -> None:
         raise ValueError(f"{form} cannot use a cache that is offloaded: a long text reads all of its rows; pass one that stays")
     layers = getattr(cache, "layers", [None])
     kinds: set[Any] = {type(layer) for layer in layers} or {getattr(cache, "layer_class_to_replicate", None)}
-    if not kinds <= (STATES if form == "bdh_recurrent" else ROWS):
+    if not (_are_states(kinds) if form == "bdh_recurrent" else kinds <= ROWS):
         found = type(cache).__name__ + "".join(f" of {kind.__name__}" for kind in kinds if kind is not None)
         raise ValueError(f"{form} cannot use a {found}: {_remedy(kinds, form)}")
+
+
+def _are_states(kinds: set[Any]) -> bool:
+    return all(isinstance(kind, type) and issubclass(kind, BDHStateLayer) for kind in kinds)
 
 
 def _remedy(kinds: set[Any], form: str | None) -> str:
     if form == "bdh_recurrent" and kinds <= ROWS:
         return "pass BDHCache(model.config), or use model.set_attn_implementation('bdh_parallel'), which keeps rows"
-    if kinds <= STATES:
+    if _are_states(kinds):
         return "the form was changed after this state was written: start again, or change it back"
     return (
         "pass BDHCache(model.config), or BDHStaticCache(model.config, max_cache_len), or no cache at all and generate makes the"

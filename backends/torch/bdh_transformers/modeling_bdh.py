@@ -18,11 +18,12 @@ from transformers.cache_utils import Cache
 from transformers.generation import GenerationMode
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, slice_logits_to_keep
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+from transformers.utils.versions import require_version
 
 from bdh_spec.model import IGNORE
 from bdh_torch.decode import gated as gated_token
@@ -48,6 +49,8 @@ from bdh_transformers.linear_bdh import (
     try_torchao,
 )
 from bdh_transformers.texts_bdh import Texts, in_common, packed, places, spread
+
+require_version("transformers>=5.13,<5.24", "5.24 hands caches to models by another name: text would be wrong without a word")
 
 Rotations: TypeAlias = Callable[[int, int], Tensor]  # of the tokens from the first to before the second
 
@@ -473,6 +476,15 @@ def demand_tokens(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> int
     return given.shape[1]
 
 
+def places_of(hidden_states: Tensor, wanted: int | Tensor) -> Tensor:
+    """Of hidden states (B, T, D) the last so many, 0 for all; those at places (K) or (B, K); (K, D) of a mask (B, T)."""
+    if isinstance(wanted, int):
+        return hidden_states[:, -wanted:]
+    if wanted.ndim == 1:
+        return hidden_states[:, wanted]
+    return hidden_states[wanted] if wanted.dtype == torch.bool else hidden_states.take_along_dim(wanted[..., None], dim=1)
+
+
 def check_mask(attention_mask: Tensor | None, T: int) -> None:
     """Refuse masks that are no padding masks: causality is the model's own."""
     if attention_mask is not None and (attention_mask.ndim != 2 or attention_mask.shape[1] < T):
@@ -529,7 +541,7 @@ class BDHForCausalLM(BDHPreTrainedModel, GenerationMixin):
         )
         if not self.is_linear:
             refuse_head_alone(self.lm_head.weight)
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))  # B T V  R11
+        logits = self.lm_head(places_of(outputs.last_hidden_state, logits_to_keep))  # B T V  R11
         loss = None
         if labels is not None:
             kept = None if attention_mask is None else attention_mask != 0
