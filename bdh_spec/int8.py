@@ -47,7 +47,7 @@ class Int8:
     def nbytes(self) -> int:
         return self.values.nbytes + self.scale.nbytes
 
-    def __array__(self, dtype: npt.DTypeLike = None, copy: bool | None = None) -> Array:
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
         if copy is False:
             raise ValueError("a weight in int8 is no array of floating point numbers: let it be copied into one")
         return dequantised(self, self.dtype if dtype is None else dtype)
@@ -86,7 +86,9 @@ def round_weight(name: str, weight: Array) -> Int8:
     with np.errstate(over="ignore"):
         scale = (np.abs(wide).max(axis) / MOST).astype(np.float32)
     if not np.isfinite(scale).all():
-        raise ParamsError(f"{name} holds {np.abs(wide).max():g}, and a scale of float32 ends at 3.4e+38: scale the weights down")
+        raise ParamsError(
+            f"{name} holds {np.abs(wide).max():g}, and a scale of float32 ends at 3.4e+38: scale the weights down"
+        )
     unit = np.expand_dims(scale, axis).astype(np.float64)
     values = np.rint(np.divide(wide, unit, out=np.zeros_like(wide), where=unit > 0))  # ties to even
     return Int8(values.clip(-MOST, MOST).astype(np.int8), scale, axis)  # a scale below float32's normal numbers is coarse
@@ -94,7 +96,9 @@ def round_weight(name: str, weight: Array) -> Int8:
 
 def check_int8(params: Params) -> Params:
     """Refuse weights of which only some are in int8, or whose values and scales are none of R17."""
-    if (kept := [name for name, weight in params._asdict().items() if not isinstance(weight, Int8)]) and len(kept) < len(params):
+    if (kept := [name for name, weight in params._asdict().items() if not isinstance(weight, Int8)]) and len(kept) < len(
+        params
+    ):
         raise ParamsError(f"{kept[0]} is no weight in int8, and others are: round all five or none")
     for name, weight in params._asdict().items():
         if isinstance(weight, Int8):

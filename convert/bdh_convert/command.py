@@ -123,7 +123,7 @@ def _refuse_other_than(quantised: str | None, route: Route) -> None:
     """Weights in int8 are a dialect of their own."""
     if quantised and route.target != quantised:
         raise click.UsageError(
-            f"--quantize {quantised} writes the dialect {quantised}, and {route.target} is asked for as well: leave one of them out"
+            f"--quantize {quantised} writes the dialect {quantised}, and {route.target} is asked for as well: leave one out"
         )
 
 

@@ -87,7 +87,11 @@ def _in_values(tensors: list[dict[str, Any]]) -> list[str]:
         for tensor in tensors
         if tensor["nonfinite"]
     ]
-    lines += [f"{t['name']} holds -128: values in int8 run from -127 to 127, so nothing reads it" for t in tensors if _is_beyond_int8(t)]
+    lines += [
+        f"{t['name']} holds -128: values in int8 run from -127 to 127, so nothing reads it"
+        for t in tensors
+        if _is_beyond_int8(t)
+    ]
     return lines + [
         f"{tensor['name']} is {tensor['min']} everywhere" for tensor in tensors if tensor["std"] == 0 and not _unused(tensor)
     ]
@@ -95,7 +99,12 @@ def _in_values(tensors: list[dict[str, Any]]) -> list[str]:
 
 def _is_beyond_int8(tensor: dict[str, Any]) -> bool:
     """Whether a weight in int8 holds what no rounding gives (R17)."""
-    return tensor["dtype"] == "int8" and tensor["name"] in Params._fields and tensor["min"] is not None and tensor["min"] < -MOST_INT8
+    return (
+        tensor["dtype"] == "int8"
+        and tensor["name"] in Params._fields
+        and tensor["min"] is not None
+        and tensor["min"] < -MOST_INT8
+    )
 
 
 def _unused(tensor: dict[str, Any]) -> bool:

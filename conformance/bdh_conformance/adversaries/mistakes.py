@@ -983,6 +983,493 @@ TRAINING = [
         "gradients are clipped by value and not by norm",
     ),
     MOVED("adam_decay_missing", "weight -= rate * (mean / (np.sqrt(square) + s.eps))", "weight decay is missing"),
+    MOVED(
+        "adam_decay_unscaled",
+        "weight -= rate * (mean / (np.sqrt(square) + s.eps)) + s.weight_decay * weight",
+        "weight decay is not multiplied by the learning rate",
+    ),
+    MOVED(
+        "adam_embedding_undecayed",
+        "weight -= rate * (mean / (np.sqrt(square) + s.eps) + s.weight_decay * weight * (weight is not params.embed))",
+        "the embedding does not decay",
+    ),
+    MOVED("adam_is_sgd", "weight -= rate * (g + s.weight_decay * weight)", "the step is plain gradient descent"),
+    MOVED(
+        "adam_ascends",
+        "weight += rate * (mean / (np.sqrt(square) + s.eps) + s.weight_decay * weight)",
+        "the step goes up the gradient",
+    ),
+    DEVIATION("adam_eps_in_root", "np.sqrt(square + s.eps)", "Adam's epsilon is inside the root"),
+    SETTINGS(
+        "adam_betas_swapped",
+        'return begin(self._params, AdamW(**(vars(settings) | {"betas": settings.betas[::-1]})))',
+        "Adam's two betas are swapped",
+    ),
+    SETTINGS(
+        "adam_beta_default",
+        'return begin(self._params, AdamW(**(vars(settings) | {"betas": (settings.betas[0], 0.999)})))',
+        "Adam's second beta is 0.999 whatever is asked for",
+    ),
+    CLIP_SCALE(
+        "clip_always",
+        "return 1.0 if clip is None else clip / norm",
+        "gradients are scaled to the clipping norm even where they are smaller",
+    ),
+    WEIGHTS("head_frozen", "if name in (*s.frozen, 'lm_head'):", "lm_head is not trained"),
+    UPDATE(
+        "weights_not_moved", "update(self.params(), slopes, native, rate)", "a step of training moves a copy of the weights"
+    ),
+    STEP_LOSS("loss_after_step", "return self._loss(*batches[-1][:2])", "a step of training returns the loss after it"),
+]
+
+# training: rates, several batches to a step, and optimisers that move
+RATE = Place("protocol", "optimizer.settings.learning_rate if rate is None else check_rate(rate)", ("training",))
+RATED = Place("numpy_backend", "update(self._params, slopes, native, rate)", ("training",))
+SHARE = Place("protocol", "n / sum(counts)", ("accumulation",))
+SHARED = Place("numpy_backend", "(t + share * g for t, g in zip(total, slopes, strict=True))", ("accumulation",))
+SHARED_LOSS = Place("numpy_backend", "value + share * loss", ("accumulation",))
+DROPPED_BY = Place("numpy_backend", "dropout_seed(moments.settings.seed, moments.step + 1, part)", ("resumption",))
+EXPORTED = Place(
+    "numpy_backend", "(Params(*map(np.copy, held)) for held in (native.first, native.second))", ("optimizer", "resumption")
+)
+IMPORTED = Place(
+    "numpy_backend", "[m.astype(self.dtype) for m in held] for held in (state.first, state.second)", ("optimizer", "resumption")
+)
+TAKEN_UP = Place("numpy_backend", "return Moments(state.settings, first, second, state.step)", ("optimizer", "resumption"))
+COUNTED = Place("numpy_backend", "return OptimizerState(native.settings, native.step, first, second)", ("optimizer",))
+OPTIMIZERS = [
+    RATE("rate_ignored", "optimizer.settings.learning_rate", "a step's own rate is ignored"),
+    RATE(
+        "rate_kept",
+        "vars(optimizer).setdefault('kept', optimizer.settings.learning_rate) if rate is None"
+        " else vars(optimizer).update(kept=check_rate(rate)) or rate",
+        "a step without a rate of its own takes that of the step before",
+    ),
+    RATED(
+        "rate_late",
+        "update(self._params, slopes, native, self.__dict__.setdefault('late', [rate]).append(rate) or self.late.pop(0))",
+        "a step's own rate acts one step late",
+    ),
+    SHARE("accumulation_means_averaged", "1 / sum(n > 0 for n in counts)", "a step averages the means of unequal batches"),
+    SHARED("accumulation_summed", "(t + g for t, g in zip(total, slopes, strict=True))", "a step adds up its batches' means"),
+    SHARED("accumulation_last_only", "(share * g for g in slopes)", "a step moves along the last of its batches alone"),
+    SHARED_LOSS("accumulation_loss_of_last", "loss", "the loss of a step is that of the last of its batches"),
+    DROPPED_BY(
+        "dropout_starts_again",
+        "dropout_seed(moments.settings.seed, len(vars(moments).setdefault('drawn', []).append(0) or moments.drawn), part)",
+        "an optimiser taken up again drops what it dropped at its start",
+    ),
+    EXPORTED(
+        "moments_swapped_at_export",
+        "(Params(*map(np.copy, held)) for held in (native.second, native.first))",
+        "the two moments are swapped at export",
+    ),
+    EXPORTED(
+        "moments_not_copied",
+        "(Params(*held) for held in (native.first, native.second))",
+        "an exported optimiser moves on with its model",
+        ("optimizer",),
+    ),
+    IMPORTED(
+        "moments_swapped_at_import",
+        "[m.astype(self.dtype) for m in held] for held in (state.second, state.first)",
+        "the two moments are swapped at import",
+    ),
+    IMPORTED(
+        "moments_forgotten",
+        "[np.zeros(m.shape, self.dtype) for m in held] for held in (state.first, state.second)",
+        "an imported optimiser has forgotten its moments",
+    ),
+    IMPORTED(
+        "moments_in_float16",
+        "[m.astype('float16').astype(self.dtype) for m in held] for held in (state.first, state.second)",
+        "imported moments are rounded to float16",
+    ),
+    TAKEN_UP(
+        "step_forgotten", "return Moments(state.settings, first, second, 0)", "an imported optimiser counts its steps from 0"
+    ),
+    TAKEN_UP(
+        "settings_forgotten",
+        "return Moments(AdamW(), first, second, state.step)",
+        "an imported optimiser has the default settings",
+    ),
+    COUNTED(
+        "step_exported_late",
+        "return OptimizerState(native.settings, max(native.step - 1, 0), first, second)",
+        "an exported optimiser has made a step too few",
+        ("optimizer", "resumption"),
+    ),
+]
+
+# padding: texts of different lengths in one batch
+TEXT_READ = Place("numpy_backend", "logits[b, start:] = self._forward(tokens[b : b + 1, start:])[0]", ("padding",))
+STARTS = Place("numpy_backend", "enumerate(tokens.shape[1] - lengths)", ("padding",))
+PADDING_ZEROED = Place("protocol", "np.where(is_padding[..., None], 0, ", ("padding",))
+PADDING = [
+    TEXT_READ("padding_seen", "logits[b] = self._forward(tokens[b : b + 1])[0]", "padding is read as part of the text"),
+    TEXT_READ(
+        "padding_read_as_id_0",
+        "logits[b] = self._forward(np.where(np.arange(tokens.shape[1]) < start, 0, tokens[b : b + 1]))[0]",
+        "padding is read as id 0",
+    ),
+    TEXT_READ(
+        "padding_by_id",
+        "logits[b, start:] = model.forward(tokens[b : b + 1, start:], self._params._replace(embed=self._params.embed * "
+        "(np.arange(self.config.vocab_size) > 0)[:, None]), self.config, phase=self.phase)[0]",
+        "id 0 counts as padding inside a text as well",
+    ),
+    TEXT_READ(
+        "padding_embedded_as_mean",
+        "logits[b] = model.forward(np.where(np.arange(tokens.shape[1]) < start, self.config.vocab_size, tokens[b])[None], "
+        "self._params._replace(embed=np.vstack([self._params.embed, self._params.embed.mean(0)])), self.config, "
+        "phase=self.phase)[0]",
+        "padding is embedded as the mean of all ids",
+    ),
+    TEXT_READ(
+        "padding_one_too_few",
+        "logits[b, start:] = self._forward(tokens[b : b + 1, max(start - 1, 0) :])[0, min(start, 1) :]",
+        "the last token of the padding is read as the text's first",
+    ),
+    TEXT_READ(
+        "padding_one_too_many",
+        "logits[b, s:] = self._forward(tokens[b : b + 1, (s := min(start + 1, tokens.shape[1] - 1)) :])[0]",
+        "the first token of a text is taken for padding",
+    ),
+    TEXT_READ(
+        "padding_on_the_right",
+        "logits[b, start:] = self._forward(tokens[b : b + 1, : tokens.shape[1] - start])[0]",
+        "padding is looked for behind the text",
+    ),
+    TEXT_READ(
+        "padded_logits_in_front",
+        "logits[b, : tokens.shape[1] - start] = self._forward(tokens[b : b + 1, start:])[0]",
+        "the logits of a padded text stand at the front of their row",
+    ),
+    STARTS(
+        "padding_of_first_text",
+        "enumerate(tokens.shape[1] - lengths[:1].repeat(len(lengths)))",
+        "every text of a batch has the first one's length",
+    ),
+    STARTS(
+        "padding_of_longest_text",
+        "enumerate(tokens.shape[1] - lengths.max(keepdims=True).repeat(len(lengths)))",
+        "only what is padding in every text of a batch is left out",
+    ),
+    STARTS("lengths_reversed", "enumerate(tokens.shape[1] - lengths[::-1])", "lengths count from the last text"),
+    STARTS(
+        "lengths_are_starts",
+        "enumerate(np.minimum(lengths, tokens.shape[1] - 1))",
+        "lengths are taken for numbers of padding tokens",
+    ),
+    PADDING_ZEROED("padding_answered", "np.where(is_padding[..., None], 1, ", "the logits of padding are not zero"),
+]
+
+# repeatability, and whose memory is whose
+D_HEAD = Place("gradients", "d_x = d_logits @ params.lm_head.T", ("determinism",))
+PARAMS = Place("numpy_backend", "return Params(*(weight.copy() for weight in self._params))", ("mutation",))
+EXPORTED_MEMORIES = Place("numpy_backend", "tuple(memory.copy() for memory in native.layers)", ("mutation",))
+STEADY = [
+    DECODED(
+        "sum_in_random_order",
+        "decoded = merge_heads(xy_sparse)[..., (p := np.random.default_rng().permutation(len(params.decoder)))] @ "
+        "params.decoder[p]",
+        "the decoder sums in a random order",
+        ("determinism",),
+        random=True,
+    ),
+    HEAD(
+        "logits_tremble",
+        "return x @ params.lm_head * (1 + 1e-8 * float(np.random.default_rng().random()))",
+        "logits differ from run to run",
+        ("determinism",),
+        random=True,
+    ),
+    D_HEAD(
+        "gradients_tremble",
+        "d_x = d_logits @ params.lm_head.T * (1 + 1e-8 * float(np.random.default_rng().random()))",
+        "gradients differ from run to run",
+        random=True,
+    ),
+    PARAMS("params_shared", "return self._params", "params() hands out the model's own weights"),
+    EXPORTED_MEMORIES("exported_state_shared", "native.layers", "an exported state is the model's own memory"),
+    IMPORTED_MEMORY(
+        "imported_state_shared", "np.asarray(memory, self.dtype)", "an imported state is the caller's own memory", ("mutation",)
+    ),
+]
+
+# refusals
+TOKEN_RANGE = Place("checks", '(ids < 0) | (ids >= config.vocab_size), "token"', ("refusals",))
+TOKEN_CHECK = Place("checks", '_demand_range(ids, (ids < 0) | (ids >= config.vocab_size), "token", config)', ("refusals",))
+TARGET_CHECK = Place(
+    "checks", '_demand_range(ids, ((ids < 0) & (ids != IGNORE)) | (ids >= config.vocab_size), "target", config)', ("refusals",)
+)
+ALL_IGNORED = Place("checks", "if (ids == IGNORE).all():", ("refusals",))
+TARGET_SHAPE = Place("checks", "if ids.shape != tokens.shape:", ("refusals",))
+NO_TOKENS = Place("checks", "if ids.size == 0:", ("refusals",))
+KIND = Place("checks", 'not in "iu"', ("refusals",))
+AXES = Place("checks", "ids = np.asarray(values)", ("refusals",))
+NO_TEXT = Place("protocol", "if not text:", ("refusals",))
+SAME_BATCH = Place("protocol", "if tokens.shape[0] != state.batch:", ("refusals",))
+BATCH = Place("protocol", "if batch < 1:", ("refusals",))
+DONATED = Place("protocol", "if self.donated:", ("refusals",))
+OWNER = Place("protocol", "if self.owner is not model:", ("refusals",))
+STATE_SHAPES = Place(
+    "checks",
+    "if len(shapes) != config.n_layer or any(len(s) != 4 or s[1:] != fit or s[0] != shapes[0][0] for s in shapes):",
+    ("refusals",),
+)
+STATE_LAYERS = Place("checks", "if len(shapes) != config.n_layer or any(", ("refusals",))
+OPTIMIZER_OWNER = Place("protocol", "if model is not self.owner:", ("refusals",))
+RATE_RANGE = Place("optimizer", "not (math.isfinite(rate) and rate >= 0)", ("refusals",))
+MOMENT_SHAPE = Place("checks", "if tuple(np.shape(values)) != shape:", ("refusals",))
+STEP_COUNT = Place("checks", "not isinstance(state.step, (int, np.integer)) or state.step < 0", ("refusals",))
+STATE_POSITION = Place("checks", "if not 0 <= state.position < MAX_POSITION:", ("refusals",))
+LENGTH = Place("sampling", "if max_new_tokens < 0:", ("refusals",))
+LENGTHS_SHAPE = Place("protocol", "if found.shape != (B,):", ("refusals",))
+LENGTHS_KIND = Place("protocol", 'found.dtype.kind not in "iu"', ("refusals",))
+LENGTHS_RANGE = Place("protocol", "(found < 1) | (found > T)", ("refusals",))
+TEMPERATURE = Place("sampling", 'if not 0 <= self.temperature < float("inf"):', ("refusals",))
+TOP_K_SIGN = Place("sampling", "if self.top_k is not None and self.top_k < 0:", ("refusals",))
+SEED = Place("sampling", "if not 0 <= self.seed < 2**64:", ("refusals",))
+REFUSALS = [
+    TOKEN_RANGE("negative_ids_read", '(ids >= config.vocab_size), "token"', "negative ids are read"),
+    TOKEN_RANGE("id_v_let_through", '(ids < 0) | (ids > config.vocab_size), "token"', "the id V is let through"),
+    TOKEN_CHECK("large_ids_clamped", "ids = np.minimum(ids, config.vocab_size - 1)", "ids beyond the vocabulary are clamped"),
+    TOKEN_CHECK("ids_wrapped", "ids = ids % config.vocab_size", "ids outside the vocabulary are wrapped"),
+    TARGET_CHECK(
+        "target_range_unchecked",
+        "ids = np.where(ids < config.vocab_size, ids, IGNORE)",
+        "targets outside the vocabulary are ignored",
+    ),
+    ALL_IGNORED("nothing_counts_let_through", "if False:", "a loss over no target is computed"),
+    TARGET_SHAPE(
+        "targets_broadcast", "if (ids := np.broadcast_to(ids, tokens.shape)) is None:", "targets of another shape are broadcast"
+    ),
+    NO_TOKENS("no_tokens_let_through", "if False:", "a text of no tokens is let through"),
+    KIND("floats_let_through", 'not in "iuf"', "floating point ids are truncated"),
+    KIND("booleans_let_through", 'not in "iub"', "booleans are taken for ids"),
+    AXES("one_axis_let_through", "ids = np.atleast_2d(np.asarray(values))", "tokens of one axis are taken for a text"),
+    NO_TEXT("empty_prompt_let_through", "if False:", "an empty prompt is let through"),
+    SAME_BATCH("other_batch_let_through", "if False:", "a state of another batch is read"),
+    BATCH("no_texts_let_through", "if False:", "a state of no texts is made"),
+    DONATED("donated_state_read", "if False:", "a donated state can be used again"),
+    OWNER("other_models_state_read", "if False:", "another model's state is read"),
+    OPTIMIZER_OWNER("other_models_optimizer_used", "if False:", "another model's optimiser is used"),
+    RATE_RANGE("rate_of_nan_let_through", "rate < 0", "a rate of NaN is let through"),
+    RATE_RANGE("negative_rate_let_through", "not math.isfinite(rate)", "a negative rate is let through"),
+    MOMENT_SHAPE("moments_shape_unchecked", "if False:", "the shapes of imported moments are not checked"),
+    STEP_COUNT("negative_step_let_through", "False", "an optimiser that made less than no steps is imported"),
+    STATE_SHAPES("state_shape_unchecked", "if len(shapes) != config.n_layer:", "an imported state's shapes are not checked"),
+    STATE_LAYERS("state_layers_unchecked", "if any(", "an imported state's number of layers is not checked"),
+    STATE_POSITION("state_position_unchecked", "if False:", "an imported state's position is not checked"),
+    LENGTH("negative_length_let_through", "if False:", "a negative number of new tokens is let through"),
+    TEMPERATURE(
+        "negative_temperature_let_through", 'if not self.temperature < float("inf"):', "a negative temperature is let through"
+    ),
+    TEMPERATURE("nan_temperature_let_through", "if self.temperature < 0:", "a temperature of NaN or infinity is let through"),
+    TOP_K_SIGN("negative_top_k_let_through", "if False:", "a negative top_k is let through"),
+    LENGTHS_SHAPE(
+        "lengths_broadcast", "if (found := np.broadcast_to(found, (B,))) is None:", "lengths of another shape are broadcast"
+    ),
+    LENGTHS_KIND("float_lengths_let_through", 'found.dtype.kind not in "iuf"', "floating point lengths are truncated"),
+    LENGTHS_RANGE("no_length_let_through", "found > T", "a text of no tokens is let through where it is padded"),
+    LENGTHS_RANGE("lengths_beyond_rows_let_through", "found < 1", "a length beyond its row is let through"),
+    SEED("seed_unchecked", "if False:", "a seed beyond 64 bits is let through"),
+]
+
+# R4 with frequencies of a model's own
+OWN_TABLE = Place("model", "else config.freqs.array", ("frequencies",))
+ROPE_GRADIENT = Place("gradients", "return d_rotated * cos - swap(d_rotated * sin)", ("frequencies",))
+OWN_FREQUENCIES = [
+    OWN_TABLE("own_table_ignored", "else frequencies(config.n_neurons)", "the model's own frequencies are ignored"),
+    OWN_TABLE(
+        "own_table_of_even_neurons",
+        "else config.freqs.array[0::2].repeat(2)",
+        "a pair turns by the frequency of its even neuron, where a model's own differ",
+    ),
+    OWN_TABLE(
+        "own_table_of_odd_neurons",
+        "else config.freqs.array[1::2].repeat(2)",
+        "a pair turns by the frequency of its odd neuron, where a model's own differ",
+    ),
+    OWN_TABLE(
+        "own_table_pairs_swapped",
+        "else config.freqs.array.reshape(-1, 2)[:, ::-1].ravel()",
+        "the two neurons of a pair have each other's frequency",
+    ),
+    OWN_TABLE("own_table_without_sign", "else np.abs(config.freqs.array)", "negative frequencies turn forwards"),
+    OWN_TABLE(
+        "own_table_clipped",
+        "else np.clip(config.freqs.array, 0, np.nextafter(np.float32(1), np.float32(0)))",
+        "frequencies are clipped to a turn from 0 to 1",
+    ),
+    OWN_TABLE("own_table_cut", "else np.maximum(config.freqs.array, 0)", "negative frequencies are cut to 0"),
+    OWN_TABLE(
+        "own_table_float16",
+        "else config.freqs.array.astype(np.float16).astype(np.float32)",
+        "the model's own frequencies are rounded to float16",
+    ),
+    ROPE(
+        "sine_of_the_other",
+        "return v * cos + swap(v * sin)",
+        "each neuron of a pair takes the sine of the other, where a model's own frequencies differ",
+        ("frequencies",),
+    ),
+    TURNED(
+        "chunk_turned_as_a_whole",
+        "rotated = rope(rope(x_sparse, cos * cos[:1] + sin * sin[:1], sin * cos[:1] - cos * sin[:1]), cos[:1], sin[:1])",
+        "a chunk is rotated from its own start and then as a whole, which frequencies that differ within a pair do not allow",
+        ("frequencies",),
+    ),
+    ROPE_GRADIENT(
+        "gradient_turned_back",
+        "return d_rotated * cos - swap(d_rotated) * sin",
+        "the gradient is rotated back, which frequencies that differ within a pair do not allow",
+    ),
+    UPDATE(
+        "own_table_trained",
+        "update(self._params, slopes, native, rate); self.config = type(self.config)(**self.config.as_dict(), "
+        "freqs=self.config.freqs and type(self.config.freqs)(self.config.freqs.array + np.float32(1e-3)))",
+        "a step of training moves the model's own frequencies",
+        ("frequencies",),
+    ),
+    TEXT_READ(
+        "padding_counted_in_positions",
+        "logits[b, start:] = model.advance(RecurrentState(int(start), self._init_state(1).layers), tokens[b : b + 1, start:], "
+        "self._params, self.config, phase=self.phase)[0][0]",
+        "positions of a padded text count from the start of its row, which frequencies that differ within a pair do not allow",
+        ("frequencies",),
+    ),
+]
+
+# R17: weights in int8
+OF_FILE = Place(
+    "int8",
+    "Params(*(dequantised(weight, dtype) if isinstance(weight, Int8) else weight for weight in params))",
+    ("int8",),
+)
+SCALED = Place("int8", "weight.values.astype(wide) * np.expand_dims(weight.scale, weight.axis)", ("int8",))
+NUMBER = Place("int8", "weight.values.astype(wide)", ("int8",))
+UNIT = Place("int8", "np.expand_dims(weight.scale, weight.axis)", ("int8",))
+MADE_FLOAT = Place("int8", "np.expand_dims(weight.scale, weight.axis)).astype(dtype)", ("int8",))
+DECODED_BY = Place(
+    "numpy_backend",
+    "part, native = model.advance(native, chunk, self._params, self.config, phase=self.phase)",
+    ("int8", "training"),
+)
+WITHOUT_SCALE = (
+    "Params(*(weight.values.astype(dtype) if isinstance(weight, Int8) and name == '{name}' else dequantised(weight, dtype) "
+    "if isinstance(weight, Int8) else weight for name, weight in params._asdict().items()))"
+)
+R17 = [
+    *(
+        OF_FILE(f"int8_{name}_without_scale", WITHOUT_SCALE.format(name=name), f"the scales of {name} are not applied")
+        for name in Params._fields
+    ),
+    OF_FILE(
+        "int8_scales_of_encoders_swapped",
+        "Params(*(dequantised(type(weight)(weight.values, params[i].scale, weight.axis), dtype) if isinstance(weight, Int8) "
+        "else weight for i, weight in zip((0, 2, 1, 3, 4), params)))",
+        "encoder is scaled by the scales of encoder_v, and encoder_v by those of encoder",
+    ),
+    OF_FILE(
+        "int8_embed_by_feature",
+        "Params(*(dequantised(type(weight)(weight.values, np.resize(weight.scale, weight.shape[1]), 0) if name == 'embed' else "
+        "weight, dtype) if isinstance(weight, Int8) else weight for name, weight in params._asdict().items()))",
+        "a scale of embed is taken for that of a feature, and not of a token",
+    ),
+    SCALED("int8_without_scale", "weight.values.astype(wide)", "no scale is applied to any weight in int8"),
+    SCALED(
+        "int8_divided",
+        "weight.values.astype(wide) / np.expand_dims(weight.scale, weight.axis)",
+        "values in int8 are divided by their scale",
+    ),
+    SCALED(
+        "int8_product_truncated",
+        "np.trunc(weight.values.astype(wide) * np.expand_dims(weight.scale, weight.axis))",
+        "what a weight in int8 stands for is made a whole number",
+    ),
+    NUMBER("int8_zero_point", "(weight.values.astype(wide) - 128)", "values in int8 are counted from a zero point of 128"),
+    NUMBER("int8_middle", "(weight.values.astype(wide) + 0.5)", "a value in int8 is taken for the middle of a step"),
+    NUMBER("int8_unsigned", "weight.values.view(np.uint8).astype(wide)", "values in int8 are read without their sign"),
+    NUMBER(
+        "int8_sign_and_size",
+        "np.where(weight.values < 0, -128.0 - weight.values, weight.values).astype(wide)",
+        "values in int8 are read as a sign and a size, and not as two's complement",
+    ),
+    NUMBER("int8_size_alone", "np.abs(weight.values).astype(wide)", "values in int8 have lost their sign"),
+    NUMBER("int8_in_int4", "(weight.values // 16 * 16).astype(wide)", "of a value in int8 the upper four bits alone are read"),
+    NUMBER(
+        "int8_transposed",
+        "weight.values.swapaxes(-1, -2).reshape(weight.shape).astype(wide)",
+        "values in int8 are read as if they lay transposed",
+    ),
+    UNIT(
+        "int8_scale_on_wrong_axis",
+        "np.expand_dims(np.resize(weight.scale, np.delete(weight.shape, 2 * weight.values.ndim - 3 - weight.axis)), "
+        "2 * weight.values.ndim - 3 - weight.axis)",
+        "a scale is taken for that of a row, and not of a column",
+    ),
+    UNIT("int8_scale_of_weight", "weight.scale.max()", "the largest scale of a weight is taken for all its columns"),
+    UNIT("int8_scale_of_first", "weight.scale.flat[0]", "the scale of the first column is taken for all"),
+    UNIT(
+        "int8_scale_of_first_head",
+        "np.expand_dims(weight.scale if weight.scale.ndim == 1 else np.repeat(weight.scale[:1], len(weight.scale), 0), "
+        "weight.axis)",
+        "the scales of the first head are taken for all heads",
+    ),
+    UNIT(
+        "int8_scale_by_neuron_first",
+        "np.expand_dims(weight.scale.reshape(weight.scale.shape[::-1]).T, weight.axis)",
+        "the scales (nh, N) are read as (N, nh)",
+    ),
+    UNIT(
+        "int8_scale_off_by_one",
+        "np.expand_dims(np.roll(weight.scale, 1, -1), weight.axis)",
+        "a column has its neighbour's scale",
+    ),
+    UNIT("int8_scale_twice", "np.expand_dims(weight.scale, weight.axis) ** 2", "scales are applied twice"),
+    UNIT(
+        "int8_scale_as_largest",
+        "np.expand_dims(weight.scale, weight.axis) / 127",
+        "a scale is taken for the largest size of its column",
+    ),
+    UNIT(
+        "int8_scale_over_128",
+        "np.expand_dims(weight.scale, weight.axis) * np.float32(127 / 128)",
+        "scales are those of 128 and not of 127 steps",
+    ),
+    UNIT(
+        "int8_scale_bfloat16",
+        "np.expand_dims(weight.scale, weight.axis).astype('bfloat16').astype(wide)",
+        "scales are rounded to bfloat16",
+    ),
+    UNIT(
+        "int8_scale_float16",
+        "np.expand_dims(weight.scale, weight.axis).astype(np.float16).astype(wide)",
+        "scales are rounded to float16",
+    ),
+    UNIT(
+        "int8_scale_power_of_two",
+        "2.0 ** np.ceil(np.log2(np.maximum(np.expand_dims(weight.scale, weight.axis), 1e-30)))",
+        "scales are rounded to powers of two",
+    ),
+    MADE_FLOAT(
+        "int8_made_bfloat16",
+        "np.expand_dims(weight.scale, weight.axis)).astype('bfloat16').astype(dtype)",
+        "what weights in int8 stand for is rounded to bfloat16",
+    ),
+    MADE_FLOAT(
+        "int8_made_float16",
+        "np.expand_dims(weight.scale, weight.axis)).astype(np.float16).astype(dtype)",
+        "what weights in int8 stand for is rounded to float16",
+    ),
+    DECODED_BY(
+        "int8_kept_after_training",
+        "part, native = model.advance(native, chunk, self.__dict__.setdefault('packed', Params(*(w.copy() for w in "
+        "self._params))), self.config, phase=self.phase)",
+        "decoding goes on by the weights that it read first, after training has moved them",
+    ),
     X_SPARSE(
         "int8_activations",
         "x_sparse = relu(np.rint(127 * x / np.abs(x).max(-1, keepdims=True))[:, None] @ params.encoder * "

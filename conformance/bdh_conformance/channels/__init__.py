@@ -5,8 +5,8 @@ from dataclasses import replace
 from bdh_conformance.channels import dropout, masks, refusals, sampling
 from bdh_conformance.channels.channel import Channel
 from bdh_conformance.channels.frequencies import frequencies_reference, observe_frequencies, with_own
-from bdh_conformance.channels.int8 import observe_int8, with_int8
 from bdh_conformance.channels.inputs import inputs_reference, observe_inputs
+from bdh_conformance.channels.int8 import observe_int8, with_int8
 from bdh_conformance.channels.optimizers import (
     MASTERS,
     dropping,
