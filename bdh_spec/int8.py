@@ -1,8 +1,8 @@
 """R17: weights in int8, with a float32 scale for each column.
 
-What is shared by a column is what one output is made of, so that a scale may be taken out of a sum: a neuron's D weights of
-``encoder`` or ``encoder_v``, a feature's nh*N of the decoder, a token's D of ``lm_head``. In ``embed``, of which a row is looked
-up and nothing summed, it is the row.
+A column is what one output is summed from, so that a scale may be taken out of the sum: a neuron's D weights of ``encoder`` or
+``encoder_v``, a feature's nh*N of the decoder, a token's D of ``lm_head``. Of ``embed``, where a row is looked up and nothing
+summed, it is the row, which the norm makes as long as any other: what rounding does to it must not depend on longer ones.
 """
 
 from __future__ import annotations

@@ -90,8 +90,8 @@ def load(
 def read(path: str | Path | None = None, n_layer: int | None = None, freqs: Freqs | None = None) -> tuple[Params, BDHConfig]:
     """The weights and configuration of a checkpoint of any dialect; ``n_layer`` where the file cannot tell it.
 
-    Weights in int8 are read as the float32 numbers that they stand for (R17). Frequencies that were trained by accident are refused, unless ``freqs`` says "keep" or "reset". A canonical file's own are
-    part of its model, which "reset" takes off.
+    Weights in int8 are read as the float32 numbers that they stand for (R17). Frequencies that were trained by accident are
+    refused, unless ``freqs`` says "keep" or "reset". A canonical file's own are part of its model, which "reset" takes off.
     """
     params, config = read_stored(path, n_layer, freqs)
     return widened(params), config

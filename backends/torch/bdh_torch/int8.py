@@ -1,8 +1,8 @@
 """Weights in int8 (R17) that stay so: a token multiplies each weight once, and takes as long as reading them does.
 
-A block of a weight is widened where the core keeps it near, multiplied, and forgotten; its scales are taken out of the sum. What
-belongs to one neuron lies side by side, so that where few are active the others are not even read. Products are float32, or
-float64 in a float64 model, whatever the type of what goes in and out.
+A block of a weight is widened where the core keeps it near, multiplied, and forgotten; its scales are taken out of the sum.
+What belongs to one neuron lies side by side, so that where few are active the others are not even read. Products are float32,
+or float64 in a float64 model, whatever the type of what goes in and out.
 
 Axes: B batch, T time, h head (nh of them), N neurons per head, D embedding width, V vocabulary; G = h*B groups.
 """
@@ -96,7 +96,7 @@ def gated(x: Tensor, weights: Weights, rotations: Tensor, remember: Remember, ro
 
 def product(rows: Tensor, weight: Weight, room: Tensor) -> Tensor:
     """Rows (h, B, D) times a weight (h, D, N): (h, B, N)."""
-    (nh, N, D), B = weight.values.shape, rows.shape[1]
+    (nh, N), B = weight.scale.shape, rows.shape[1]
     found = room.new_empty(nh, N, B)
     for h, each in enumerate(rows.to(room.dtype)):
         for block, out in in_blocks(weight.values[h], found[h], room):
@@ -138,7 +138,7 @@ def decoded_of(chosen: Chosen, xy_sparse: Tensor, weight: Weight, B: int) -> Ten
 
 
 def in_blocks(values: Tensor, beside: Tensor, room: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """The rows of values (R, D) in blocks, widened one after the other, each with the rows of another tensor that are its own."""
+    """The rows of values (R, D) in blocks, widened one after the other, each with the same rows of another tensor."""
     for block, part in zip(torch.split(values, len(room)), torch.split(beside, len(room)), strict=True):
         yield room[: len(block)].copy_(block), part
 
