@@ -97,9 +97,7 @@ def test_r17_people_are_told_the_same(small: BDHConfig, canonical: Canonical, ca
     assert call("--quantize", "int8", "checkpoint.safetensors", "--force", "--no-verify").stdout.endswith("not verified\n")
 
 
-def test_r17_a_bit_that_is_wrong_is_seen(
-    small: BDHConfig, canonical: Canonical, call: Run, tmp_path: Path
-) -> None:
+def test_r17_a_bit_that_is_wrong_is_seen(small: BDHConfig, canonical: Canonical, call: Run, tmp_path: Path) -> None:
     canonical(small)
     for part in ("values", "scale"):
         call("--quantize", "int8", "checkpoint.safetensors", "-o", f"{part}.safetensors")
@@ -134,14 +132,14 @@ REFUSED = {
     "another route": (("--quantize", "int8", "torch-to-mlx", "m.safetensors"), "and mlx is asked for as well"),
     "int4": (("--quantize", "int4", "m.safetensors"), "'int4' is not 'int8'"),
     "said of floats": (("--from", "int8", "--to", "torch", "m.safetensors"), "the file holds no weights in int8"),
-    "said of int8": (("--from", "jax", "--to", "torch", "q.safetensors"), "the file holds weights in int8, and jax files hold none"),
+    "said of int8": (("--from", "jax", "--to", "torch", "q.safetensors"), "weights in int8, and jax files hold none"),
     "inspection": (("--inspect", "--quantize", "int8", "m.safetensors"), "--quantize would be ignored"),
     "a pickle": (("--quantize", "int8", "m.safetensors", "-o", "x.pt"), "x.pt is no name for a int8 file"),
 }
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_r17_what_cannot_be_is_one_sentence(small: BDHConfig, canonical: Canonical, call: Run, tmp_path: Path, what: str) -> None:
+def test_r17_what_cannot_be_is_a_sentence(small: BDHConfig, canonical: Canonical, call: Run, tmp_path: Path, what: str) -> None:
     canonical(small).rename(tmp_path / "m.safetensors")
     call("--quantize", "int8", "m.safetensors", "-o", "q.safetensors")
     before = sorted(tmp_path.iterdir())
@@ -176,9 +174,7 @@ SPOILED = {
 
 
 @pytest.mark.parametrize("what", SPOILED)
-def test_r17_inspect_tells_what_is_wrong(
-    small: BDHConfig, weights: Weights, call: Run, tmp_path: Path, what: str
-) -> None:
+def test_r17_inspect_tells_what_is_wrong(small: BDHConfig, weights: Weights, call: Run, tmp_path: Path, what: str) -> None:
     changes, sentence = SPOILED[what]
     bdh_spec.save(tmp_path / "m.safetensors", rounded(weights(small)), small)
     tensors, about = read_safetensors(tmp_path / "m.safetensors")

@@ -141,7 +141,7 @@ def first(value: object) -> Callable[[np.ndarray], np.ndarray]:
 
 SPOILED: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray | None], str]] = {
     "no scale": ("encoder.scale", lambda _: None, "a canonical file holds embed, .* embed.scale, "),
-    "a scale for each row": ("encoder.scale", lambda s: s[:, :8], r"encoder.scale has shape \(3, 8\), encoder asks for \(3, 18\)"),
+    "a scale for each row": ("encoder.scale", lambda s: s[:, :8], r"has shape \(3, 8\), encoder asks for \(3, 18\)"),
     "scales transposed": ("encoder_v.scale", lambda s: s.T, r"encoder_v.scale has shape \(18, 3\)"),
     "scales with an axis more": ("decoder.scale", lambda s: s[None], r"decoder.scale has shape \(1, 8\)"),
     "NaN": ("lm_head.scale", first(np.nan), r"lm_head.scale holds nan at \[0\]: a scale is finite and not below zero"),

@@ -30,7 +30,7 @@ from bdh_spec.dtypes import WIDE
 from bdh_spec.files import held, part_of, read_safetensors, reading, shown, sync, write_safetensors
 from bdh_spec.int8 import widened
 from bdh_spec.model import frequencies_of, init_state
-from bdh_spec.params import Array
+from bdh_spec.params import Array, cast
 from bdh_spec.rope import PHASES, Phase, frequencies, rotation
 from bdh_spec.sampling import Sampling, sample, uniform
 
@@ -104,8 +104,8 @@ def origin(judged: Judged) -> Case:
 
 def fresh(name: str, case: Case, plan: tuple[int, ...], starts: tuple[int, ...], phase: Phase = "exact") -> Vector:
     """A vector made from a case: its weights rounded to float32, so that ports of either dtype hold the same ones."""
-    as_floats = Params(*(np.asarray(weight, np.float32) for weight in case.given))._asdict()
-    weights = {f"params.{key}": value for key, value in (tensors_of(case.given) if case.stored == "int8" else as_floats).items()}
+    given = tensors_of(case.given) if case.stored == "int8" else cast(case.given, np.float32)._asdict()
+    weights = {f"params.{key}": value for key, value in given.items()}
     texts = {"tokens": case.tokens.astype(np.int64), "targets": case.targets.astype(np.int64)}
     inputs = {**weights, **texts, "phases.positions": np.array(POSITIONS, np.uint64), **draws()}
     about = {one.name: getattr(case, one.name) for one in fields(case)}
