@@ -118,14 +118,19 @@ def check_values(name: str, values: Array) -> None:
 
 def check_scale(name: str, scale: Array, shape: tuple[int, ...]) -> None:
     """Refuse scales of a weight of this shape that are too many or too few, of another type, or no sizes."""
+    check_layout(name, scale, shape)
+    if (wrong := ~((scale >= 0) & (scale < np.inf))).any():
+        where = tuple(map(int, np.argwhere(wrong)[0]))
+        raise ParamsError(f"{name}{SCALE} holds {scale[where]:g} at {list(where)}: a scale is finite and not below zero")
+
+
+def check_layout(name: str, scale: Any, shape: tuple[int, ...]) -> None:
+    """The same of scales that may still be in a file, as far as their shape and dtype tell."""
     wanted = scale_shape(name, shape)
     if scale.shape != wanted:
         raise ParamsError(f"{name}{SCALE} has shape {scale.shape}, {name} asks for {wanted}: give one scale for each column")
     if scale.dtype != np.float32:
         raise ParamsError(f"{name}{SCALE} has dtype {scale.dtype}: scales are float32")
-    if (wrong := ~((scale >= 0) & (scale < np.inf))).any():
-        where = tuple(map(int, np.argwhere(wrong)[0]))
-        raise ParamsError(f"{name}{SCALE} holds {scale[where]:g} at {list(where)}: a scale is finite and not below zero")
 
 
 def scale_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from bdh_convert.tensors import F32, Tensor
 from bdh_spec.errors import ParamsError
-from bdh_spec.int8 import AXES, SCALE, Int8, check_scale, check_values, dequantised, round_weight, scale_shape
+from bdh_spec.int8 import AXES, SCALE, Int8, check_layout, check_scale, check_values, dequantised, round_weight, scale_shape
 from bdh_spec.params import Params
 
 I8 = np.dtype(np.int8)
@@ -100,5 +100,6 @@ def joined_weight(name: str, values: Tensor, scale: Tensor | None) -> Scaled:
         raise ParamsError(f"{name} has dtype {values.dtype} in a file of weights in int8: all five are, or none")
     if scale is None:
         raise ParamsError(f"{name} is int8, and no tensor is named {name}{SCALE}: nobody can tell what its values stand for")
+    check_layout(name, scale, values.shape)
     check_scale(name, scale.load(), values.shape)
     return Scaled.of_two(name, values, scale)
