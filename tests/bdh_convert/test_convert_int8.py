@@ -13,6 +13,7 @@ import pytest
 import bdh_spec
 from bdh_convert import scaled, verify
 from bdh_convert.checkpoint import open_checkpoint
+from bdh_convert.scaled import Scaled
 from bdh_convert.verify import DisagreementError
 from bdh_spec import BDHConfig, Params, checkpoint
 from bdh_spec.files import read_safetensors, write_safetensors
@@ -198,3 +199,12 @@ def test_r17_int8_under_other_names_is_no_dialect(small: BDHConfig, weights: Wei
     done = call("--to", "mlx", "m.safetensors")
     assert done.returncode == 2
     assert "embed has dtype int8: weights are float64, float32, float16 or bfloat16" in done.stderr
+
+
+def test_r17_a_weight_on_its_side_is_one_of_floating_point_numbers(small: BDHConfig, canonical: Canonical, call: Run) -> None:
+    path = canonical(small)
+    call("--quantize", "int8", path.name, "-o", "q.safetensors")
+    head = open_checkpoint(path.with_name("q.safetensors")).weights.lm_head
+    turned = head.transposed()
+    assert not isinstance(turned, Scaled)  # whose scales would lie along the other axis
+    np.testing.assert_array_equal(turned.load(), head.load().T)
