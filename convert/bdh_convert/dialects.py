@@ -45,10 +45,10 @@ DIALECTS = {
     for dialect in (
         Dialect("numpy", CANONICAL, own_freqs=FREQS),
         Dialect("jax", CANONICAL, own_freqs=FREQS),
-        Dialect("int8", CANONICAL, own_freqs=FREQS, is_int8=True),
         Dialect("torch", UPSTREAM, freqs="attn.freqs", containers=("safetensors", "pt")),
         Dialect("mlx", UPSTREAM, freqs="attn.freqs", gate=GATE, containers=("safetensors", "npz")),
         Dialect("hf", HUGGING_FACE, transposed=frozenset({"lm_head"}), containers=("hf",)),
+        Dialect("int8", CANONICAL, own_freqs=FREQS, is_int8=True),
         Dialect("paper", LISTING, containers=()),
         Dialect("burn", CANONICAL, containers=()),
     )
