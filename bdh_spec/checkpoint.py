@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,49 +14,66 @@ from bdh_spec.checks import check_recurrent_state, check_tokens
 from bdh_spec.config import BDHConfig
 from bdh_spec.errors import CheckpointError
 from bdh_spec.files import read_safetensors, reading, shown, write_safetensors
+from bdh_spec.int8 import AXES, SCALE, Int8, are_int8, check_int8
 from bdh_spec.model import RecurrentState
 from bdh_spec.params import Array, Params, check_params
 from bdh_spec.rope import Frequencies
 
 SPEC_VERSION = "1.0"
-FORMAT, STATE_FORMAT = "bdh", "bdh-state"
+FORMAT, INT8_FORMAT, STATE_FORMAT = "bdh", "bdh-int8", "bdh-state"
 FREQS = "freqs"  # the tensor (N,) of a model that brings its own frequencies
 EMBEDDED = Path(__file__).parent / "checkpoints" / "hatchling.safetensors"
 
 
 def save(path: str | Path, params: Params, config: BDHConfig) -> None:
-    """Write the five weights in the dtype they have, and the model's own frequencies if it brings any.
+    """Write the five weights in the dtype they have, or in int8, and the model's own frequencies if it brings any.
 
     The whole configuration stands in the file's metadata.
     """
-    check_params(params, config)
+    check_int8(check_params(params, config))
     own = {} if config.freqs is None else {FREQS: config.freqs.array}
-    write_safetensors(Path(path), {**params._asdict(), **own}, metadata(config))
+    weights = tensors_of(params) if are_int8(params) else params._asdict()
+    write_safetensors(Path(path), {**weights, **own}, metadata(config, INT8_FORMAT if are_int8(params) else FORMAT))
+
+
+def tensors_of(params: Params) -> dict[str, Array]:
+    """The tensors of weights in int8 by their names in a file."""
+    values = {name: weight.values for name, weight in params._asdict().items()}
+    return values | {f"{name}{SCALE}": weight.scale for name, weight in params._asdict().items()}
 
 
 def read(path: str | Path) -> tuple[Params, BDHConfig]:
-    """The weights and the configuration of a canonical checkpoint."""
+    """The weights and the configuration of a canonical checkpoint: those in int8 (R17) as they are."""
     with reading(Path(path)):
         tensors, about = read_safetensors(Path(path))
-        _demand_format(path, about, FORMAT)
+        is_int8 = about.get("format") == INT8_FORMAT
+        _demand_format(path, about, INT8_FORMAT if is_int8 else FORMAT)
         own = tensors.pop(FREQS, None)
-        if set(tensors) != set(Params._fields):
+        wanted = [*Params._fields, *(f"{name}{SCALE}" for name in Params._fields if is_int8)]
+        if set(tensors) != set(wanted):
             names = shown(", ".join(sorted(tensors)), 200)
-            raise CheckpointError(f"{path} holds {names}: a canonical file holds {', '.join(Params._fields)}")
+            raise CheckpointError(f"{path} holds {names}: a canonical file holds {', '.join(wanted)}")
         config = BDHConfig.from_dict(json.loads(about["config"]))
         if own is not None:
             config = replace(config, freqs=Frequencies(own))
-        return check_params(Params(**tensors), config), config
+        params = int8_of(tensors) if is_int8 else Params(**tensors)
+        return check_int8(check_params(params, config)), config
 
 
-def metadata(config: BDHConfig) -> dict[str, str]:
+def int8_of(tensors: Mapping[str, Array]) -> Params:
+    """The weights in int8 of a file's tensors."""
+    axes = AXES._asdict().items()
+    return Params(*(Int8(tensors[name], tensors[f"{name}{SCALE}"], axis) for name, axis in axes))
+
+
+def metadata(config: BDHConfig, kind: str = FORMAT) -> dict[str, str]:
     """What a canonical file says of itself."""
-    return {"format": FORMAT, "spec_version": SPEC_VERSION, "config": json.dumps(config.as_dict())}
+    return {"format": kind, "spec_version": SPEC_VERSION, "config": json.dumps(config.as_dict())}
 
 
 def save_state(path: str | Path, state: RecurrentState, config: BDHConfig, model: str, pending: Array) -> None:
     """Write a state, the fingerprint of its model and the tokens (B, P) that are written but not yet read."""
-    about = metadata(config) | {"format": STATE_FORMAT, "model": model, "position": str(state.position)}
+    about = metadata(config, STATE_FORMAT) | {"model": model, "position": str(state.position)}
     layers = {f"layers.{i}.state": memory for i, memory in enumerate(state.layers)}
     write_safetensors(Path(path), {**layers, "pending": pending}, about)
 

@@ -10,6 +10,7 @@ from bdh_spec import model
 from bdh_spec.config import BDHConfig
 from bdh_spec.dtypes import WIDE
 from bdh_spec.gradients import gradients
+from bdh_spec.int8 import widened
 from bdh_spec.model import RecurrentState
 from bdh_spec.optimizer import AdamW, Moments, OptimizerState, begin, dropout_seed, update
 from bdh_spec.params import Array, Params, cast
@@ -24,6 +25,7 @@ class NumpyModel(Model):
 
     def __init__(self, params: Params, config: BDHConfig, *, device: str, dtype: str, phase: Phase) -> None:
         super().__init__(config, device=device, dtype=dtype, phase=phase)
+        params = widened(params, dtype)  # R17
         self._params = Params(*(weight.copy() for weight in cast(params, dtype)))
 
     def params(self) -> Params:

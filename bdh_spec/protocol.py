@@ -25,6 +25,7 @@ from bdh_spec.checks import (
 from bdh_spec.config import BDHConfig
 from bdh_spec.dtypes import dtype_name
 from bdh_spec.errors import CapabilityError, OptimizerError, StateError, TokensError
+from bdh_spec.int8 import check_int8, widened
 from bdh_spec.model import IGNORE, RecurrentState
 from bdh_spec.optimizer import AdamW, OptimizerState, check_rate
 from bdh_spec.params import Array, Params, check_params
@@ -33,7 +34,7 @@ from bdh_spec.sampling import Sampling, check_length, fresh_seed, sample, unifor
 from bdh_spec.spread import Spread, Team
 
 USUAL = ("forward", "advance", "loss", "gradients", "trace", "state", "train", "optimizer")
-OPTIONAL = ("padded", "frequencies")  # a port that has one of these names it in its capabilities
+OPTIONAL = ("padded", "frequencies", "int8")  # a port that has one of these names it in its capabilities
 VERBS = (*USUAL, *OPTIONAL)
 
 NEXT_STEPS = {"padded": "read each text by itself with forward"}
@@ -349,10 +350,11 @@ class Backend(ABC):
     ) -> Model:
         """Put weights on a device: the first of ``devices()`` and float32 unless told otherwise.
 
-        With a ``spread``, on that many devices, or processes, each of which asks for the same at the same time. Such a model is
+        Weights in int8 (R17) are handed to a port that claims them as they are, and to any other as what they stand for. With a
+        ``spread``, on that many devices, or processes, each of which asks for the same at the same time. Such a model is
         for training: every process gives it whole batches, and gets the same from it.
         """
-        check_params(params, config)
+        check_int8(check_params(params, config))
         device, dtype = device or self.devices()[0], dtype_name(dtype or "float32")
         self._demand("dtype", dtype, self.capabilities.dtypes)
         self._demand("phase", phase, self.capabilities.phases)
@@ -362,6 +364,8 @@ class Backend(ABC):
                 f"the {self.name} port runs BDH's frequency table only, and this model brings its own: ask a port that claims"
                 " frequencies, such as numpy"
             )
+        if spread is not None or "int8" not in self.capabilities.verbs:
+            params = widened(params, "float64" if dtype == "float64" else "float32")
         if spread is None:
             model = self._load(params, config, device=device, dtype=dtype, phase=phase)
         else:

@@ -15,6 +15,7 @@ from bdh_spec import checkpoint
 from bdh_spec.config import BDHConfig
 from bdh_spec.errors import BackendUnavailable, CheckpointError
 from bdh_spec.files import check_readable
+from bdh_spec.int8 import widened
 from bdh_spec.numpy_backend import NumpyBackend
 from bdh_spec.params import Params
 from bdh_spec.protocol import Backend, Model
@@ -82,16 +83,24 @@ def load(
     >>> load(backend="numpy").generate("The ", 0)
     b'The '
     """
-    params, config = read(path, n_layer, freqs)
+    params, config = read_stored(path, n_layer, freqs)
     return choose(backend).load(params, config, device=device, dtype=dtype, phase=phase)
 
 
 def read(path: str | Path | None = None, n_layer: int | None = None, freqs: Freqs | None = None) -> tuple[Params, BDHConfig]:
     """The weights and configuration of a checkpoint of any dialect; ``n_layer`` where the file cannot tell it.
 
-    Frequencies that were trained by accident are refused, unless ``freqs`` says "keep" or "reset". A canonical file's own are
-    part of its model, which "reset" takes off.
+    Weights in int8 are read as the float32 numbers that they stand for (R17). Frequencies that were trained by accident are
+    refused, unless ``freqs`` says "keep" or "reset". A canonical file's own are part of its model, which "reset" takes off.
     """
+    params, config = read_stored(path, n_layer, freqs)
+    return widened(params), config
+
+
+def read_stored(
+    path: str | Path | None = None, n_layer: int | None = None, freqs: Freqs | None = None
+) -> tuple[Params, BDHConfig]:
+    """The same with weights in int8 as they are, each a ``bdh_spec.int8.Int8``: for ports, which may compute in int8."""
     if freqs not in (None, "keep", "reset"):
         raise CheckpointError(f"freqs is {freqs!r}: say 'keep' for the file's own frequencies, 'reset' for BDH's, or nothing")
     if path is None:

@@ -277,4 +277,4 @@ def smaller_than(draw: st.DrawFn, case: Case, min_time: int) -> Case:
     batch, time = draw(st.integers(1, case.batch)), draw(st.integers(min(min_time, case.time), case.time))
     seed = draw(st.sampled_from([0, 1, 2, case.seed]))
     weights, freqs = draw(st.sampled_from(["normal", case.weights])), draw(st.sampled_from(["published", case.freqs]))
-    return Case(config, batch, time, seed, case.scale, weights=weights, freqs=freqs)
+    return Case(config, batch, time, seed, case.scale, weights=weights, freqs=freqs, stored=case.stored)

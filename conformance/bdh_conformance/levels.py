@@ -20,6 +20,7 @@ LEVELS = (
     "sampling",
     "padding",
     "frequencies",
+    "int8",
     "threads",
     "refusals",
     *DTYPES[1:],  # beside the first

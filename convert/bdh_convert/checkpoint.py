@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bdh_convert import tokenizer
+from bdh_convert.scaled import Scaled
 from bdh_convert.steps import NOTHING_SAID, STEPS, Draft, Wishes, begin
 from bdh_spec.config import BDHConfig
 from bdh_spec.errors import ForeignTokensWarning
@@ -34,12 +35,16 @@ class Checkpoint:
 
 
 def read(path: Path, n_layer: int | None = None, freqs: Freqs | None = None) -> tuple[Params, BDHConfig]:
-    """The weights and configuration of a checkpoint; ``n_layer`` where nothing written tells it, ``freqs`` likewise."""
+    """The weights and configuration of a checkpoint; ``n_layer`` where nothing written tells it, ``freqs`` likewise.
+
+    Weights in int8 are read as they are (R17).
+    """
     checkpoint = open_checkpoint(path, Wishes(n_layer=n_layer, freqs=freqs))
     for note in tokenizer.notes(checkpoint.tokenizer):
         warnings.warn(f"{path}: {note}", ForeignTokensWarning, stacklevel=2)
     with reading(path):
-        return Params(*(weight.load() for weight in checkpoint.weights)), checkpoint.config
+        weights = (weight.load_int8() if isinstance(weight, Scaled) else weight.load() for weight in checkpoint.weights)
+        return Params(*weights), checkpoint.config
 
 
 def open_checkpoint(path: Path, wishes: Wishes = NOTHING_SAID) -> Checkpoint:

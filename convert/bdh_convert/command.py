@@ -41,6 +41,7 @@ HELP = f"""Convert a BDH checkpoint between frameworks, or inspect one.
   bdh-convert torch->mlx checkpoint.safetensors
   bdh-convert torch-to-mlx checkpoint.pt -o model.npz
   bdh-convert --to hf checkpoint.safetensors
+  bdh-convert --quantize int8 checkpoint.safetensors
   bdh-convert torch-to-mlx checkpoint.pt -o - | ssh mac 'cat > model.safetensors'
   bdh-convert --inspect checkpoint.pt
 
@@ -83,6 +84,9 @@ def number_of_bytes(_: click.Context, __: click.Parameter, word: str | None) -> 
     "--dtype", callback=dtype_of_weights, metavar="f32|bf16|f16", help="Store weights in this dtype; narrowing loses bits."
 )
 @click.option(
+    "--quantize", type=click.Choice(("int8",)), help="Round weights to int8, a quarter of their size: the same as --to int8."
+)
+@click.option(
     "--max-shard-size", callback=number_of_bytes, metavar="SIZE", help="With hf: how large a file may be.  [default: 50GB]"
 )
 @click.option("--weights", metavar="NAME", help="Which set of weights, where a file holds several, such as ema.")
@@ -104,7 +108,9 @@ def command(context: click.Context, /, words: tuple[str, ...], inspected: bool, 
         return _inspect(words, as_json, _wishes(known(options["source"]), options))
     stray = stray_output() if words and words[0].endswith("-") else None
     try:
-        route = parse(words, options["source"], options["target"], stray)
+        quantised = options.pop("quantize")
+        route = parse(words, options["source"], options["target"] or (quantised if len(words) == 1 else None), stray)
+        _refuse_other_than(quantised, route)
         if stray:
             _talk(f"the shell took '>' for a redirection: this is read as {words[0]}>{stray}")
         return _convert(route, as_json=as_json, answer_on_stderr=bool(stray), **options)
@@ -113,13 +119,21 @@ def command(context: click.Context, /, words: tuple[str, ...], inspected: bool, 
             _talk(remove_stray(stray))
 
 
+def _refuse_other_than(quantised: str | None, route: Route) -> None:
+    """Weights in int8 are a dialect of their own."""
+    if quantised and route.target != quantised:
+        raise click.UsageError(
+            f"--quantize {quantised} writes the dialect {quantised}, and {route.target} is asked for as well: leave one out"
+        )
+
+
 def _wishes(source: str | None, options: dict[str, Any]) -> Wishes:
     return Wishes(source, options["weights"], options["n_layer"], options["dropout"], options["freqs"])
 
 
 def _refuse_ignored(context: click.Context) -> None:
     """Options of a conversion have no effect on an inspection."""
-    for name in ("target", "output", "force", "dtype", "max_shard_size", "no_verify", "allow_nonfinite"):
+    for name in ("target", "output", "force", "dtype", "quantize", "max_shard_size", "no_verify", "allow_nonfinite"):
         if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
             option = next(parameter.opts[-1] for parameter in context.command.params if parameter.name == name)
             raise click.UsageError(f"--inspect writes nothing, so {option} would be ignored: leave it out")
@@ -209,9 +223,11 @@ def _as_json(route: Route, outcome: Outcome, notes: Sequence[str]) -> dict[str, 
         "to": route.target,
         "config": checkpoint.config.as_dict(),
         "parameters": count(checkpoint.config),
-        "dtypes": sorted({weight.dtype.name for weight in checkpoint.weights}),
+        "dtypes": sorted({weight.stored_as for weight in checkpoint.weights}),
+        "bytes": outcome.nbytes,
         "verified": outcome.losses is not None,
         "losses": outcome.losses,
+        "rounding": outcome.rounding,
         "freqs": checkpoint.freqs,
         "notes": [shown(note) for note in notes],
     }
@@ -219,7 +235,7 @@ def _as_json(route: Route, outcome: Outcome, notes: Sequence[str]) -> dict[str, 
 
 def _answer(route: Route, outcome: Outcome) -> str:
     checkpoint = outcome.checkpoint
-    dtypes = ", ".join(sorted({weight.dtype.name for weight in checkpoint.weights}))
+    dtypes = ", ".join(sorted({weight.stored_as for weight in checkpoint.weights}))
     path = "stdout" if outcome.path == STDOUT else shown(outcome.path)
     written = f"{path}: {checkpoint.dialect} to {route.target}, {count(checkpoint.config):,} parameters, {dtypes}"
     if outcome.losses is None:
@@ -229,7 +245,15 @@ def _answer(route: Route, outcome: Outcome) -> str:
     own, bdhs = (" by its own frequencies", " by BDH's") if checkpoint.freqs == "reset" else ("", "")
     part = f", by the first {MOST_LAYERS} of {layers:,} layers" if layers > MOST_LAYERS else ""
     losses = f"{before:.6f} before{own}, {after:.6f} after{bdhs}"
-    return f"{written}, read back bit for bit\nloss on a sentence: {losses}{part}"
+    lines = [f"{written}, read back bit for bit", f"loss on a sentence: {losses}{part}"]
+    return "\n".join(lines + (_rounded(outcome) if outcome.rounding else []))
+
+
+def _rounded(outcome: Outcome) -> list[str]:
+    """What weights in int8 lost, and what that is good for."""
+    before, after = outcome.nbytes
+    off = ", ".join(f"{name} {error:.1e}" for name, error in (outcome.rounding or {}).items())
+    return [f"weights: {before:,} bytes before, {after:,} after", f"rounded off, in the worst column of each: {off}"]
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from bdh_convert.containers import WRITTEN, Container, Write
 from bdh_convert.dialects import DIALECTS, TARGETS, Dialect, to_dialect
 from bdh_convert.metadata import about
 from bdh_convert.raw import chunks
+from bdh_convert.scaled import in_int8
 from bdh_convert.steps import NOTHING_SAID, Wishes
 from bdh_convert.tensors import Tensor
 from bdh_convert.watch import Watch, ignore, watched
@@ -45,12 +46,15 @@ class Outcome:
     path: Path
     checkpoint: Checkpoint  # what was written, as read from the source
     losses: tuple[float, float] | None  # of the source and of the result, each by its own frequencies; None if not verified
+    nbytes: tuple[int, int]  # of the weights in the source and in the result
+    rounding: dict[str, float] | None = None  # of weights that became int8, how far the worst column is off; if verified
 
 
 def convert(source: Path, target: str, output: Path | None, settings: Settings, watch: Watch = ignore) -> Outcome:
     """Write a checkpoint in the target dialect, whole or not at all."""
     dialect = DIALECTS[target]
     original = open_checkpoint(source, settings.wishes)
+    _refuse_int8(source, original, dialect, settings)
     if original.config.freqs and not (dialect.freqs or dialect.own_freqs):
         raise CheckpointError(
             f"{target} files store no frequencies, so --freqs keep cannot: use --freqs reset, which writes BDH's, or convert to"
@@ -60,15 +64,44 @@ def convert(source: Path, target: str, output: Path | None, settings: Settings, 
     container = container_of(output, dialect)
     check_output(output, container, settings.force)
     write = _writer(container, settings)
-    total = _work(original, _prepared(original, settings), settings)
+    total = _work(original, _prepared(original, dialect, settings), settings)
     original = watched(original, total, watch)
-    wanted = _prepared(original, settings)
+    wanted = _prepared(original, dialect, settings)
     tensors = to_dialect(dialect, wanted.weights, wanted.config, wanted.config.freqs)
     with container.whole(output, replace=settings.force) as part:
         write(part, tensors, about(wanted.config, target, wanted.tokenizer))
         _settle(part)
         losses = _verified(part, wanted, original, target, settings, total, watch) if settings.verify else None
-    return Outcome(output, wanted, losses)
+        rounding = verify.rounding(original, wanted) if losses and dialect.is_int8 else None
+    nbytes = (_nbytes(original), _nbytes(wanted))
+    return Outcome(output, _said(wanted, dialect), losses, nbytes, rounding)
+
+
+def _refuse_int8(source: Path, original: Checkpoint, dialect: Dialect, settings: Settings) -> None:
+    """What cannot be, or means nothing, where weights become int8."""
+    if not dialect.is_int8:
+        return
+    if original.dialect == dialect.name:
+        raise CheckpointError(
+            f"{source} is in int8 already, and there is nothing to round: copy it, or convert it to a dialect of floating point"
+            " numbers"
+        )
+    if settings.dtype:
+        raise CheckpointError("--dtype is about floating point numbers, and int8 is none: leave it out")
+    if settings.allow_nonfinite:
+        raise CheckpointError("--allow-nonfinite cannot be: int8 has neither NaN nor infinity, so leave it out")
+
+
+def _said(wanted: Checkpoint, dialect: Dialect) -> Checkpoint:
+    """A checkpoint with a word on what was lost before."""
+    if wanted.dialect != "int8" or dialect.is_int8:
+        return wanted
+    note = "its weights were rounded to int8: what is written are the rounded ones, and nothing brings the others back"
+    return replace(wanted, notes=(*wanted.notes, note))
+
+
+def _nbytes(checkpoint: Checkpoint) -> int:
+    return sum(weight.nbytes for weight in checkpoint.weights)
 
 
 def _writer(container: Container, settings: Settings) -> Write:
@@ -82,7 +115,7 @@ def _writer(container: Container, settings: Settings) -> Write:
 
 def _work(original: Checkpoint, wanted: Checkpoint, settings: Settings) -> int:
     """How many bytes of weights will be read: to write them, and to compare and run what was written."""
-    read, written = (sum(weight.nbytes for weight in checkpoint.weights) for checkpoint in (original, wanted))
+    read, written = _nbytes(original), _nbytes(wanted)
     return 2 * read + written + verify.traffic(original) + verify.traffic(wanted) if settings.verify else read
 
 
@@ -123,8 +156,10 @@ def check_output(output: Path, container: Container, force: bool) -> None:
         raise CheckpointError(f"{output} {kind}: choose another name with -o, or --force to replace it")
 
 
-def _prepared(original: Checkpoint, settings: Settings) -> Checkpoint:
-    """The checkpoint with every weight in the dtype asked for, each checked when it is read."""
+def _prepared(original: Checkpoint, dialect: Dialect, settings: Settings) -> Checkpoint:
+    """The checkpoint with every weight in the dtype asked for, or in int8, each checked when it is read."""
+    if dialect.is_int8:
+        return replace(original, weights=Params(*map(in_int8, original.weights)))
     weights = original.weights if settings.allow_nonfinite else map(_finite, original.weights)
     dtype = DTYPES[dtype_name(settings.dtype)] if settings.dtype else None
     return replace(original, weights=Params(*(weight.cast(dtype or weight.dtype) for weight in weights)))

@@ -29,6 +29,7 @@ class Dialect:
     freqs: str | None = None  # its name of the frequency table, when it stores one: that of every model,
     own_freqs: str | None = None  # or only that of a model which brings its own
     gate: str | None = None  # an unused tensor that its loader insists on
+    is_int8: bool = False  # whether its weights are in int8, each with a tensor of scales (R17)
     containers: tuple[str, ...] = ("safetensors",)  # that we write it in, the default first
 
 
@@ -47,6 +48,7 @@ DIALECTS = {
         Dialect("torch", UPSTREAM, freqs="attn.freqs", containers=("safetensors", "pt")),
         Dialect("mlx", UPSTREAM, freqs="attn.freqs", gate=GATE, containers=("safetensors", "npz")),
         Dialect("hf", HUGGING_FACE, transposed=frozenset({"lm_head"}), containers=("hf",)),
+        Dialect("int8", CANONICAL, own_freqs=FREQS, is_int8=True),
         Dialect("paper", LISTING, containers=()),
         Dialect("burn", CANONICAL, containers=()),
     )
@@ -66,7 +68,10 @@ def from_dialect(dialect: Dialect, tensors: Mapping[str, Tensor]) -> Params:
 def to_dialect(dialect: Dialect, weights: Params, config: BDHConfig, freqs: Frequencies | None) -> list[Tensor]:
     """The tensors of a dialect's file, out of our five weights and the model's own frequencies if it brings any."""
     named = zip(Params._fields, dialect.names, weights, strict=True)
-    tensors = [_turned(dialect, ours, weight).named(theirs) for ours, theirs, weight in named]
+    if dialect.is_int8:
+        tensors = [part for weight in weights for part in weight.parts()]
+    else:
+        tensors = [_turned(dialect, ours, weight).named(theirs) for ours, theirs, weight in named]
     if dialect.freqs:
         tensors.append(table(config, freqs).row().named(dialect.freqs))
     elif dialect.own_freqs and freqs:

@@ -48,6 +48,7 @@ from bdh_convert.tensors import Tensor
 from bdh_spec import checkpoint
 from bdh_spec.config import BDHConfig
 from bdh_spec.errors import BDHError
+from bdh_spec.int8 import rounded
 from bdh_spec.model import init_state
 from bdh_spec.params import fingerprint, init
 
@@ -274,6 +275,10 @@ def make_burn(path: Path) -> None:
     (path.parent / "config.json").write_text(json.dumps(CONFIG.as_dict() | {"rotary_embedding": "rope"}))
 
 
+def make_canonical_int8(path: Path) -> None:
+    checkpoint.save(path, rounded(PARAMS), CONFIG)
+
+
 def make_state(path: Path) -> None:
     checkpoint.save_state(path, init_state(1, CONFIG), CONFIG, fingerprint(PARAMS), np.zeros((1, 2), np.int64))
 
@@ -310,6 +315,8 @@ READERS = {
     "hf-config": Reader("m/config.json", converted("hf"), in_json, use_checkpoint),
     "dcp": Reader("m/.metadata", make_folder_of_pieces, in_pickle, use_checkpoint),
     "dcp-pieces": Reader("m/__0_0.distcp", make_folder_of_pieces, edited, use_checkpoint),
+    "int8": Reader("m.safetensors", converted("int8"), in_safetensors, use_checkpoint),
+    "canonical-int8": Reader("c.safetensors", make_canonical_int8, in_safetensors, use_canonical),
     "state": Reader("s.safetensors", make_state, in_safetensors, use_state),
     "canonical": Reader("c.safetensors", lambda path: checkpoint.save(path, PARAMS, CONFIG), in_safetensors, use_canonical),
 }

@@ -20,7 +20,8 @@ from bdh_convert.tensors import FLOATS, Tensor
 from bdh_convert.watch import Watch, counted, ignore, watched
 from bdh_spec.errors import BDHError
 from bdh_spec.files import reading, shown
-from bdh_spec.params import count
+from bdh_spec.int8 import MOST as MOST_INT8
+from bdh_spec.params import Params, count
 from bdh_spec.registry import Freqs
 
 MOST = 200  # tensors, or keys of a configuration, that a report lists
@@ -33,14 +34,15 @@ def report(path: Path, wishes: Wishes = NOTHING_SAID, watch: Watch = ignore) -> 
     with reading(path):
         draft = begin(path, wishes)
         refusals = _collected(draft)
-        listed = list(draft.tensors.values())[:MOST]
+        listed = [part for tensor in draft.tensors.values() for part in tensor.parts()][:MOST]
         checkpoint = None if refusals else of(draft)
         total = sum(tensor.nbytes for tensor in listed) + (_runs(checkpoint) * verify.traffic(checkpoint) if checkpoint else 0)
         tensors = [_statistics(counted(tensor, total, watch)) for tensor in listed]
         suspicious = [*draft.notes, *refusals, *_in_values(tensors)]
         if len(draft.tensors) > MOST:
             suspicious.append(f"{len(draft.tensors) - MOST:,} more tensors are not listed")
-        loss = _run(watched(checkpoint, total, watch), suspicious) if checkpoint else None
+        runs = checkpoint is not None and not any(_is_beyond_int8(tensor) for tensor in tensors)
+        loss = _run(watched(checkpoint, total, watch), suspicious) if checkpoint and runs else None
         suspicious += _choice(path, wishes) if draft.undecided and len(refusals) == 1 else []
         return {
             "path": str(path),
@@ -85,9 +87,24 @@ def _in_values(tensors: list[dict[str, Any]]) -> list[str]:
         for tensor in tensors
         if tensor["nonfinite"]
     ]
+    lines += [
+        f"{t['name']} holds -128: values in int8 run from -127 to 127, so nothing reads it"
+        for t in tensors
+        if _is_beyond_int8(t)
+    ]
     return lines + [
         f"{tensor['name']} is {tensor['min']} everywhere" for tensor in tensors if tensor["std"] == 0 and not _unused(tensor)
     ]
+
+
+def _is_beyond_int8(tensor: dict[str, Any]) -> bool:
+    """Whether a weight in int8 holds what no rounding gives (R17)."""
+    return (
+        tensor["dtype"] == "int8"
+        and tensor["name"] in Params._fields
+        and tensor["min"] is not None
+        and tensor["min"] < -MOST_INT8
+    )
 
 
 def _unused(tensor: dict[str, Any]) -> bool:

@@ -13,10 +13,13 @@ from bdh_spec import checkpoint
 from bdh_spec.config import BDHConfig
 from bdh_spec.errors import CheckpointError
 
+BY_FORMAT = {"mlx": "mlx", checkpoint.INT8_FORMAT: "int8"}  # the dialect of a file that does not name it
+
 
 def about(config: BDHConfig, dialect: str, tokenizer: str | None) -> dict[str, str]:
     """The canonical metadata, the dialect that the names and layouts follow, and the tokenizer if tokens are no bytes."""
-    return checkpoint.metadata(config) | {"dialect": dialect} | ({"tokenizer": tokenizer} if tokenizer else {})
+    kind = checkpoint.INT8_FORMAT if dialect == "int8" else checkpoint.FORMAT
+    return checkpoint.metadata(config, kind) | {"dialect": dialect} | ({"tokenizer": tokenizer} if tokenizer else {})
 
 
 def said_of_itself(path: Path, found: Mapping[str, Any]) -> dict[str, Any]:
@@ -29,7 +32,7 @@ def said_of_itself(path: Path, found: Mapping[str, Any]) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} follows specification {theirs}, this is {checkpoint.SPEC_VERSION}: use a release that reads it"
         )
-    dialect = metadata.get("dialect", "mlx" if metadata.get("format") == "mlx" else None)
+    dialect = metadata.get("dialect", BY_FORMAT.get(metadata.get("format", "")))
     ours = "spec_version" in metadata
     if ours and "config" not in metadata:
         raise CheckpointError(f"{path} follows specification {theirs} and holds no configuration: convert it again")

@@ -15,6 +15,7 @@ from bdh_convert.find import complain, find, some
 from bdh_convert.frequencies import as_frequencies, deviation, is_the_table, values_of
 from bdh_convert.metadata import parse_config
 from bdh_convert.raw import read_small
+from bdh_convert.scaled import join, speaks_int8
 from bdh_convert.tensors import FLOATS, Contents, Tensor
 from bdh_spec.config import BDHConfig
 from bdh_spec.errors import ParamsError
@@ -86,6 +87,22 @@ def find_weights(draft: Draft) -> None:
     draft.notes += [f"left out, being no weights: {some(known)}"] if known else []
     if unreadable := unreadable_in(contents.tree):
         draft.notes.append(f"nothing can be read of {some(unreadable)}: give what it says of the model, and look what it was")
+
+
+def join_scales(draft: Draft) -> None:
+    """A weight in int8 and its scales are one."""
+    assert draft.dialect is not None
+    int8, wish = DIALECTS["int8"], draft.wishes.dialect
+    if draft.dialect.names != int8.names or not (draft.dialect.is_int8 or speaks_int8(draft.tensors)):
+        return
+    if wish not in (None, int8.name):
+        raise ParamsError(f"the file holds weights in int8, and {wish} files hold none: say int8 or nothing")
+    if not speaks_int8(draft.tensors):
+        raise ParamsError("the file holds no weights in int8: say whose it is, or nothing")
+    draft.dialect = int8
+    draft.tensors, wrong = join(draft.tensors)
+    if wrong:
+        raise ParamsError(wrong[0])
 
 
 def look_beside(draft: Draft) -> None:
@@ -201,6 +218,7 @@ def describes_itself(draft: Draft, stored: Tensor) -> bool:
 
 STEPS: Sequence[Step] = (
     Step(find_weights),
+    Step(join_scales, ("dialect",)),
     Step(look_beside),
     Step(refuse_positions, ("dialect",)),
     Step(complete_head, ("dialect",)),

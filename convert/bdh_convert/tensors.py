@@ -52,9 +52,18 @@ class Tensor:
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
 
+    @property
+    def stored_as(self) -> str:
+        """The dtype that its file has it in, by name."""
+        return self.dtype.name
+
     def load(self) -> Array:
         """The values, C-contiguous."""
         return np.ascontiguousarray(self.fetch())
+
+    def parts(self) -> list[Tensor]:
+        """The tensors of a file that it is made of."""
+        return [self]
 
     def named(self, name: str) -> Tensor:
         return replace(self, name=name)

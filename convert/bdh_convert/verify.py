@@ -8,9 +8,11 @@ import numpy as np
 
 from bdh_convert.checkpoint import Checkpoint
 from bdh_convert.raw import raw_bytes
+from bdh_convert.scaled import Scaled
 from bdh_convert.tensors import F32, F64, Tensor
 from bdh_spec import model
 from bdh_spec.errors import BDHError
+from bdh_spec.int8 import AXES
 from bdh_spec.params import Array, Params
 from bdh_spec.rope import rotation
 
@@ -38,13 +40,27 @@ def compare(written: Checkpoint, wanted: Checkpoint) -> None:
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors agree in shape, dtype and every bit, NaNs included."""
+    """Whether two tensors agree in shape, dtype and every bit, NaNs included; weights in int8 in their values and scales."""
+    if isinstance(a, Scaled) and isinstance(b, Scaled):
+        return same_bits(a.values, b.values) and same_bits(a.scale, b.scale)
     return (a.shape, a.dtype) == (b.shape, b.dtype) and _digest(a) == _digest(b)
 
 
 def _digest(tensor: Tensor) -> bytes:
     """The SHA-256 of the values, so that only one of two tensors need be in memory."""
     return hashlib.sha256(raw_bytes(tensor.load())).digest()
+
+
+def rounding(before: Checkpoint, after: Checkpoint) -> dict[str, float]:
+    """How far each weight is off: the 2-norm of the difference over that of the weight, in the worst of its columns (R17)."""
+    return {b.name: _worst_column(b, a) for b, a in zip(before.weights, after.weights, strict=True)}
+
+
+def _worst_column(before: Tensor, after: Tensor) -> float:
+    was = before.load().astype(np.float64)
+    difference, axis = after.load() - was, getattr(AXES, before.name)
+    off, size = (np.sqrt(np.square(values).sum(axis)) for values in (difference, was))
+    return float(np.divide(off, size, out=np.zeros_like(off), where=size > 0).max())
 
 
 def traffic(checkpoint: Checkpoint) -> int:

@@ -25,7 +25,7 @@ from bdh_spec import checkpoint as files
 from bdh_spec.files import shown
 from bdh_spec.params import Array, count, fingerprint
 from bdh_spec.protocol import as_tokens
-from bdh_spec.registry import Freqs
+from bdh_spec.registry import Freqs, read_stored
 from bdh_spec.sampling import Sampling, check_length
 
 MISUSE, INTERRUPTED, TERMINATED = 2, 130, 143
@@ -193,7 +193,7 @@ def read_model_of_bytes(checkpoint: Path | None, n_layer: int | None, freqs: Fre
     """A checkpoint, refused if its tokens are not bytes, for each is written as one."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", ForeignTokensWarning)
-        params, config = bdh_spec.read(checkpoint, n_layer, freqs)
+        params, config = read_stored(checkpoint, n_layer, freqs)
     if config.vocab_size > 256:
         raise TokensError(
             f"the checkpoint has {config.vocab_size} tokens, and bytes are 256: use its own tokenizer with bdh_spec.load"

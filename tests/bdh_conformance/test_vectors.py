@@ -24,6 +24,7 @@ from bdh_spec import get_backend
 from bdh_spec.sampling import Sampling, probabilities
 
 CASES = vectors.case_folders(vectors.PUBLISHED / vectors.VERSION)
+ALL_CASES = [*CASES, *vectors.case_folders(vectors.PUBLISHED / vectors.INT8_VERSION)]
 
 # The SHA-256 of each manifest, which holds those of all other files. A published set is never changed: publish another.
 PUBLISHED = {
@@ -39,6 +40,11 @@ PUBLISHED = {
         "square_head": "823067039b6854fb22affb3ea74bdcb4ece04794338147dbaae89fd39970ff7c",
         "three_heads": "a4bdd73af425214d89d00b8c176fb54f7ad93b2e1efc908de4edf0203ecb4825",
         "wide_vocabulary": "1cfbd058bedfa2f0636ce93c8852b289cec9487b64b0f56441ac41620be05be8",
+    },
+    "1.0-int8": {
+        "int8_fresh_weights": "d6c6ed75b32c22e938a47cdd5bf277b714fb48d56b37ec57646eb121509a68b2",
+        "int8_square_encoder": "77707d9437b02722168853aef2daa1b2fb5634b42237f92696e881db0e54f4ce",
+        "int8_three_heads": "ce9be18b429d21907031d3839fa83ef862055bfa974512224552a14c5ed187c3",
     },
 }
 
@@ -87,7 +93,7 @@ def test_published_vectors_are_small() -> None:
     assert sum(path.stat().st_size for path in vectors.PUBLISHED.rglob("*") if path.is_file()) < 5e6
 
 
-@pytest.mark.parametrize("folder", CASES, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", ALL_CASES, ids=lambda folder: folder.name)
 def test_the_specification_still_says_what_was_published(folder: Path) -> None:
     published = vectors.read(folder)
     today = {name: one["float64"].reference for name, one in vectors.judge(published.vector).expected.items()}
@@ -99,7 +105,7 @@ def as_floats(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: value.astype(np.float64) for name, value in tensors.items()}
 
 
-@pytest.mark.parametrize("folder", CASES, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", ALL_CASES, ids=lambda folder: folder.name)
 def test_no_relu_of_a_case_stands_where_rounding_could_flip_it(folder: Path) -> None:
     vector = vectors.read(folder).vector
     assert is_clear(vector.tokens, vector.params, vector.config)

@@ -25,8 +25,9 @@ from bdh_convert.convert import Settings, convert
 from bdh_convert.inspect import report
 from bdh_convert.steps import Wishes
 from bdh_convert.tensors import Tensor
-from bdh_spec import BDHConfig, BDHError, CheckpointError, checkpoint
+from bdh_spec import BDHConfig, BDHError, CheckpointError, Params, checkpoint, safetensors_writer
 from bdh_spec.files import read_safetensors, shown, write_safetensors
+from bdh_spec.int8 import rounded
 from bdh_spec.model import init_state
 
 Canonical = Callable[[BDHConfig], Path]
@@ -399,9 +400,49 @@ def of_folders() -> Iterator[tuple[str, Made]]:
         yield f"a description of {what}", {"m/.metadata": data}
 
 
+def of_int8() -> Iterator[tuple[str, Made]]:
+    """Weights in int8 (R17) whose scales, values or neighbours are none."""
+    whole_weights = Params(*(weight.astype(np.float32) for weight in WEIGHTS.values()))
+    sound = checkpoint.tensors_of(rounded(whole_weights))
+    about = checkpoint.metadata(SMALL, checkpoint.INT8_FORMAT)
+    changes: dict[str, dict[str, Any]] = {
+        "a scale is missing": {"encoder.scale": None},
+        "all scales are missing": {name: None for name in sound if name.endswith(".scale")},
+        "a weight is missing": {"decoder": None},
+        "all weights are missing": {name: None for name in sound if not name.endswith(".scale")},
+        "a scale of another shape": {"encoder.scale": np.ones((2, 8), np.float32)},
+        "a scale of a thousand axes": {"encoder.scale": np.ones((1,) * 32, np.float32)},
+        "a scale of no axis": {"decoder.scale": np.ones((), np.float32)},
+        "no scales": {"lm_head.scale": np.ones(0, np.float32)},
+        "a scale of NaN": {"lm_head.scale": np.full(11, np.nan, np.float32)},
+        "a scale below zero": {"lm_head.scale": np.full(11, -1, np.float32)},
+        "an infinite scale": {"embed.scale": np.full(11, np.inf, np.float32)},
+        "whole scales": {"embed.scale": np.ones(11, np.int32)},
+        "a scale in int8": {"embed.scale": np.ones(11, np.int8)},
+        "-128": {"encoder_v": np.full((2, 8, 16), -128, np.int8)},
+        "a weight without sign": {"encoder_v": np.ones((2, 8, 16), np.uint8)},
+        "a weight in float32": {"encoder_v": np.ones((2, 8, 16), np.float32)},
+        "a weight of another shape": {"encoder_v": np.ones((2, 16, 8), np.int8)},
+        "a weight of one axis": {"encoder": np.ones(256, np.int8)},
+        "a zero point": {"encoder.zero_point": np.ones((2, 16), np.int8)},
+        "int8 in an unknown place": {"router": np.ones((2, 16), np.int8)},
+        "frequencies in int8": {"freqs": np.ones(16, np.int8)},
+    }
+    for what, changed in changes.items():
+        tensors = {name: value for name, value in (sound | changed).items() if value is not None}
+        header: dict[str, Any] = {"__metadata__": about}
+        data = b""
+        for name, value in tensors.items():
+            kind = safetensors_writer.NAMES[value.dtype]
+            header[name] = {"dtype": kind, "shape": value.shape, "data_offsets": [len(data), len(data) + value.nbytes]}
+            data += value.tobytes()
+        yield what, {"m": safetensors(header, data)}
+
+
 CORPUS: dict[str, Made] = {}
 for _kind, _made in {
     "safetensors": of_safetensors,
+    "int8": of_int8,
     "config": configs,
     "npz": of_npz,
     "pt": of_pt,

@@ -25,7 +25,7 @@ static const double TURN = 6.283185307179586476925;
 
 /* ---- the case: case.txt and raw files ---- */
 
-static int L, D, nh, N, V, B, T, positions, draws, choices, float32_phases;
+static int L, D, nh, N, V, B, T, positions, draws, choices, float32_phases, are_int8;
 static char decode_lines[MAX_DECODES][512];
 static int decodes;
 static const char *inputs, *outputs;
@@ -56,10 +56,18 @@ static void *load(const char *name, size_t count, size_t size) {
     return values;
 }
 
-static real *load_weights(const char *name, size_t count) {
-    const float *stored = load(name, count, sizeof *stored);
+/* A weight whose middle axis is the one that an output is summed over: values in int8 share a scale along it (R17). */
+static real *load_weights(const char *name, size_t outer, size_t summed, size_t inner) {
+    size_t count = outer * summed * inner;
+    char values_in[256], scales_in[256];
+    snprintf(values_in, sizeof values_in, "raw/params.%s.%s", name, are_int8 ? "i8" : "f32");
+    snprintf(scales_in, sizeof scales_in, "raw/params.%s.scale.f32", name);
+    const float *floats = are_int8 ? NULL : load(values_in, count, sizeof *floats);
+    const int8_t *values = are_int8 ? load(values_in, count, sizeof *values) : NULL;
+    const float *scales = are_int8 ? load(scales_in, outer * inner, sizeof *scales) : NULL;
     real *weights = zeros(count);
-    for (size_t i = 0; i < count; i++) weights[i] = stored[i];
+    for (size_t i = 0; i < count; i++)
+        weights[i] = are_int8 ? (real)values[i] * scales[i / (summed * inner) * inner + i % inner] : floats[i];
     return weights;
 }
 
@@ -89,15 +97,16 @@ static void read_case(void) {
         if (sscanf(line, "%63s %255s", word, value) != 2) continue;
         for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
             if (!strcmp(word, sizes[i].word)) *sizes[i].value = atoi(value);
+        if (!strcmp(word, "input") && !strcmp(value, "params.embed")) are_int8 = strstr(line, " i8 ") != NULL;
         if (!strcmp(word, "phase")) float32_phases = !strcmp(value, "float32");
         if (!strcmp(word, "decode") && decodes < MAX_DECODES) strcpy(decode_lines[decodes++], line + strlen("decode "));
     }
     fclose(file);
-    embedding = load_weights("raw/params.embed.f32", (size_t)V * D);
-    encoder = load_weights("raw/params.encoder.f32", (size_t)nh * D * N);
-    encoder_v = load_weights("raw/params.encoder_v.f32", (size_t)nh * D * N);
-    decoder = load_weights("raw/params.decoder.f32", (size_t)nh * N * D);
-    lm_head = load_weights("raw/params.lm_head.f32", (size_t)D * V);
+    embedding = load_weights("embed", V, D, 1);
+    encoder = load_weights("encoder", nh, D, N);
+    encoder_v = load_weights("encoder_v", nh, D, N);
+    decoder = load_weights("decoder", 1, (size_t)nh * N, D);
+    lm_head = load_weights("lm_head", 1, D, V);
     tokens = load("raw/tokens.i64", (size_t)B * T, 8);
     targets = load("raw/targets.i64", (size_t)B * T, 8);
 }

@@ -14,7 +14,7 @@ from bdh_conformance.files.cli import vectors as command
 
 SOURCE = Path(__file__).with_name("bdh.c").read_text()
 
-Port = Callable[[str, str], Path]
+Port = Callable[[str, str, Path], Path]
 
 # What is changed, to what, what the report must then say, and which known mistake it must take it for. Sampling is no part of a
 # model, so that a diagnosis, which holds a port against models with a mistake, has nothing to say of it.
@@ -95,11 +95,18 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def port(exported: Path, tmp_path: Path) -> Port:
-    """Build a source text and run it on every case: the folder of its outputs."""
+@pytest.fixture(scope="session")
+def exported_int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("foreign") / "vectors"
+    vectors.export(folder, vectors.INT8_VERSION)
+    return folder
 
-    def build_and_run(source: str, real: str) -> Path:
+
+@pytest.fixture
+def port(tmp_path: Path) -> Port:
+    """Build a source text and run it on every case of a set: the folder of its outputs."""
+
+    def build_and_run(source: str, real: str, exported: Path) -> Path:
         (tmp_path / "bdh.c").write_text(source)
         flags = ["-std=c11", "-O2", "-Wall", "-Wextra", "-pedantic", f"-DREAL={real}"]
         subprocess.run([compiler(), *flags, tmp_path / "bdh.c", "-o", tmp_path / "bdh", "-lm"], check=True)
@@ -127,7 +134,7 @@ def check(exported: Path, outputs: Path) -> Result:
 
 @pytest.mark.parametrize("real", ["float", "double"])
 def test_the_port_in_c_computes_every_tensor_of_every_case(exported: Path, port: Port, real: str) -> None:
-    result = check(exported, port(SOURCE, real))
+    result = check(exported, port(SOURCE, real, exported))
     assert result.exit_code == 0, result.stdout
     assert result.stdout.splitlines()[-1].endswith("tensors agree, 0 differ, 0 are not claimed")
 
@@ -136,8 +143,33 @@ def test_the_port_in_c_computes_every_tensor_of_every_case(exported: Path, port:
 def test_one_changed_line_is_found_where_it_was_changed(exported: Path, port: Port, mistake: str) -> None:
     before, after, sentence, known_as = MISTAKES[mistake]
     assert SOURCE.count(before) == 1
-    result = check(exported, port(SOURCE.replace(before, after), "float"))
+    result = check(exported, port(SOURCE.replace(before, after), "float", exported))
     assert result.exit_code == 1
     assert sentence in result.stdout
     guesses = [line for line in result.stdout.splitlines() if line.startswith("looks like: ")]
     assert [f"({known_as})" in guess for guess in guesses] == [True] * bool(known_as)
+
+
+# The same of what it reads in int8 (R17): all cases differ from their embedding on.
+INT8_MISTAKES = {
+    "no sign": ("(real)values[i] *", "(real)(uint8_t)values[i] *", "int8_unsigned"),
+    "no scale": ("(real)values[i] * scales[i / (summed * inner) * inner + i % inner]", "(real)values[i]", "int8_without_scale"),
+    "zero point": ("(real)values[i] *", "((real)values[i] - 128) *", "int8_zero_point"),
+}
+
+
+@pytest.mark.parametrize("real", ["float", "double"])
+def test_r17_the_port_in_c_computes_every_case_in_int8(exported_int8: Path, port: Port, real: str) -> None:
+    result = check(exported_int8, port(SOURCE, real, exported_int8))
+    assert result.exit_code == 0, result.stdout
+    assert result.stdout.splitlines()[-1].endswith("tensors agree, 0 differ, 0 are not claimed")
+
+
+@pytest.mark.parametrize("mistake", INT8_MISTAKES)
+def test_r17_one_changed_line_of_int8_is_found_and_named(exported_int8: Path, port: Port, mistake: str) -> None:
+    before, after, known_as = INT8_MISTAKES[mistake]
+    assert SOURCE.count(before) == 1
+    result = check(exported_int8, port(SOURCE.replace(before, after), "float", exported_int8))
+    assert result.exit_code == 1
+    guesses = [line for line in result.stdout.splitlines() if line.startswith("looks like: ")]
+    assert [f"({known_as})" in guess for guess in guesses] == [True]

@@ -215,7 +215,7 @@ class JAXBackend(Backend):
     """The port named ``jax``. Its devices are JAX's platforms: ``cuda``, ``rocm``, ``tpu``, ``cpu``, or ``cuda:1``."""
 
     name = "jax"
-    capabilities = Capabilities(dtypes=DTYPES, verbs=(*USUAL, "frequencies"), compiles=True, shares=KINDS)
+    capabilities = Capabilities(dtypes=DTYPES, verbs=(*USUAL, "frequencies", "int8"), compiles=True, shares=KINDS)
     kernel: ClassVar[Kernel | None] = None
 
     def version(self) -> str:

@@ -172,7 +172,7 @@ class MLXBackend(Backend):
     """
 
     name = "mlx"
-    capabilities = Capabilities(dtypes=DTYPES, verbs=(*USUAL, "frequencies"), shares=("data",))
+    capabilities = Capabilities(dtypes=DTYPES, verbs=(*USUAL, "frequencies", "int8"), shares=("data",))
     kernel: ClassVar[Kernel | None] = None
 
     def __init__(self) -> None:

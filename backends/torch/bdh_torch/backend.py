@@ -14,13 +14,14 @@ from torch import Tensor
 
 from bdh_spec import AdamW, BDHConfig, CapabilityError, OptimizerState, Spread, Team
 from bdh_spec.dtypes import DTYPES
+from bdh_spec.int8 import are_int8
 from bdh_spec.model import RecurrentState as ExportedState
 from bdh_spec.model import Stages
 from bdh_spec.params import Array, Params
 from bdh_spec.protocol import VERBS, Backend, Batch, Capabilities, Model
 from bdh_spec.rope import Phase
 from bdh_spec.spread import KINDS
-from bdh_torch.forms import Kernel, is_counted
+from bdh_torch.forms import Kernel, is_counted, is_kept_in_int8
 from bdh_torch.layer import wide
 from bdh_torch.model import BDH, RecurrentState
 from bdh_torch.optimizer import Optimizer, add
@@ -61,7 +62,13 @@ class TorchModel(Model):
         self, params: Params, config: BDHConfig, *, device: str, dtype: str, phase: Phase, kernel: Kernel | None = None
     ) -> None:
         super().__init__(config, device=device, dtype=dtype, phase=phase)
-        self.module = self._module(params, kernel)
+        self._native = self._module(params, kernel)
+
+    @property
+    def module(self) -> BDH:
+        """The native model."""
+        assert self._native is not None  # only a model in int8 has none
+        return self._native
 
     @property
     def wide(self) -> str:
@@ -71,9 +78,9 @@ class TorchModel(Model):
     def params(self) -> Params:
         return Params(*(to_numpy(weight) for weight in self._weights()))
 
-    def _module(self, params: Params, kernel: Kernel | None) -> BDH:
+    def _module(self, params: Params, kernel: Kernel | None) -> BDH | None:
         module = filled(lambda: BDH(self.config, phase=self.phase, kernel=kernel), params, self.device, self.dtype)
-        return module.laid_out_for_decoding() if self.device == "cpu" and is_counted(module.encoder_v) else module
+        return laid_out(module, self.device)
 
     @full_precision()
     @torch.no_grad()
@@ -224,6 +231,10 @@ class TorchBackend(Backend):
     def _load(self, params: Params, config: BDHConfig, *, device: str, dtype: str, phase: Phase) -> Model:
         if device == "mps" and dtype == "float64":
             raise CapabilityError("the torch port has no dtype 'float64' on mps: choose float32, or the device cpu")
+        if are_int8(params) and is_kept_in_int8(params.encoder.values.size, device):
+            from bdh_torch.int8 import Int8Model  # it is a TorchModel
+
+            return Int8Model(params, config, device=device, dtype=dtype, phase=phase, kernel=self.kernel)
         return TorchModel(params, config, device=device, dtype=dtype, phase=phase, kernel=self.kernel)
 
 
@@ -240,12 +251,22 @@ class PlainTorchBackend(TorchBackend):
 
 
 def filled(empty: Callable[[], BDH], params: Params, device: str, dtype: str) -> BDH:
-    """A module with these weights."""
+    """A module with copies of these weights."""
+    return assigned(empty, Params(*(from_numpy(weight, device, dtype) for weight in params)), device)
+
+
+def assigned(empty: Callable[[], BDH], weights: Params, device: str) -> BDH:
+    """A module that takes over these tensors as its weights."""
     with torch.device("meta"):  # no weights to draw: they are given
         module = empty().eval()
-    weights = {name: from_numpy(weight, device, dtype) for name, weight in zip(NAMES, params, strict=True)}
-    module.load_state_dict({**weights, "attn.freqs": stored(module.attn.table).to(device)}, assign=True)
+    tensors = dict(zip(NAMES, weights, strict=True))
+    module.load_state_dict({**tensors, "attn.freqs": stored(module.attn.table).to(device)}, assign=True)
     return module
+
+
+def laid_out(module: BDH, device: str) -> BDH:
+    """The same module, its weights in the order of memory in which the device decodes fastest."""
+    return module.laid_out_for_decoding() if device == "cpu" and is_counted(module.encoder_v) else module
 
 
 def from_numpy(value: Array, device: str, dtype: str) -> Tensor:

@@ -37,7 +37,7 @@ def gated(x: Tensor, v: Tensor, weights: Weights, rotations: Tensor, remember: R
     (B, D), (nh, _, N) = x.shape, weights.encoder.shape
     x_sparse = product(x.expand(nh, B, D), weights.encoder).relu_()  # h B N  R3
     active = x_sparse != 0 if is_counted(weights.encoder) else None  # h B N
-    attention = remember(_turned(x_sparse, rotations), v[:, None], active)  # G 1 D  R4, R5, R13
+    attention = remember(turned(x_sparse, rotations), v[:, None], active)  # G 1 D  R4, R5, R13
     yKV = layer_norm(attention).to(x.dtype).view(nh, B, D)  # R6
     if active is None:
         xy_sparse = product(yKV, weights.encoder_v).relu_().mul_(x_sparse)  # h B N  R7
@@ -162,7 +162,7 @@ def weighted_sums(rows: Tensor, places: Tensor, factors: Tensor, starts: Iterabl
     return torch.embedding_bag(rows, places, torch.tensor(list(starts)), False, 0, False, factors)[0]
 
 
-def _turned(x_sparse: Tensor, rotations: Tensor) -> Tensor:
+def turned(x_sparse: Tensor, rotations: Tensor) -> Tensor:
     """x_sparse (h, B, N), each pair turned by its phase, as (G, 1, N), never narrower than float32."""
     nh, B, N = x_sparse.shape
     pairs = torch.view_as_complex(x_sparse.to(wide(x_sparse.dtype)).view(nh, B, N // 2, 2))

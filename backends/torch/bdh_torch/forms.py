@@ -54,6 +54,9 @@ COPIED, SUMMED = 0.35, 0.8
 # Rows took two thirds of the state's time there, and still do after half of D tokens; of active neurons alone a state is read
 # about as fast by then.
 KEPT, KEPT_SHARE = 2**19, 0.5
+# Numbers of an encoder in int8 from which on a CPU decodes by them as they are: in D 128 and 256 a token takes as long as by
+# weights of float32, in a quarter of their memory, and below it takes longer.
+KEPT_IN_INT8 = 2**20
 BLOCK_OF_STATE = 2**20  # bytes of a state that are read and then written at once: half of what a core keeps near it
 
 
@@ -140,6 +143,11 @@ def _is_step(kernel: Kernel | None, attention: Attention | None, idx: Tensor, we
 def is_counted(weight: Tensor) -> bool:
     """Whether it pays to count which neurons are active, by a weight (h, D, N)."""
     return weight.numel() * weight.itemsize >= COUNTED
+
+
+def is_kept_in_int8(size: int, device: str) -> bool:
+    """Whether weights in int8 stay so, by the numbers of an encoder."""
+    return size >= KEPT_IN_INT8 and device == "cpu"
 
 
 def is_copied(active: int, rows: int) -> bool:

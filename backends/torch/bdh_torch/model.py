@@ -119,11 +119,8 @@ class BDH(nn.Module):
 
     def init_state(self, batch: int = 1) -> RecurrentState:
         """The state before the first token: zeros."""
-        c, weight = self.config, self.encoder
-        sizes = (c.n_head * batch, batch, c.n_neurons, c.n_embd)
         is_plain = self.kernel is not None or self.attention is not None
-        layers = [decode.Memory.blank(*sizes, like=weight, keeps_rows=not is_plain) for _ in range(c.n_layer)]
-        return RecurrentState(0, decode.Memories(layers), blank=True)
+        return blank(self.config, batch, self.encoder, keeps_rows=not is_plain)
 
     def advance(self, state: RecurrentState, idx: Tensor, *, donate: bool = False) -> tuple[Tensor, RecurrentState]:
         """Read tokens (B, T) after the text that the state remembers: their logits (B, T, V), and the state after them.
@@ -265,6 +262,13 @@ class BDH(nn.Module):
         for _ in state.layers:
             x = self._layer(x, rotations, attend_and_write)
         return x @ self.lm_head, RecurrentState(state.position + idx.shape[1], tuple(memories))
+
+
+def blank(config: BDHConfig, batch: int, like: Tensor, *, keeps_rows: bool) -> RecurrentState:
+    """The state before the first token, of a model with weights ``like`` this one in dtype and device."""
+    c, sizes = config, (config.n_head * batch, batch, config.n_neurons, config.n_embd)
+    layers = [decode.Memory.blank(*sizes, like=like, keeps_rows=keeps_rows) for _ in range(c.n_layer)]
+    return RecurrentState(0, decode.Memories(layers), blank=True)
 
 
 def loss(logits: Tensor, targets: Tensor) -> Tensor:

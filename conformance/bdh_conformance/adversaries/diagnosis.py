@@ -243,7 +243,7 @@ def fresh_answer(
 ) -> Observed | None:
     """What a NumPy port says of the case in float64, with weights as a port of ``dtype`` holds them; None if it fails."""
     fresh = replace(case)  # mistakes write anywhere
-    held = cast(cast(case.params, numpy_dtype(dtype)), wide)
+    held = case.given if case.stored == "int8" else cast(cast(case.params, numpy_dtype(dtype)), wide)
     try:
         with np.errstate(all="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from bdh_conformance.adversaries.variants import Change, variant
-from bdh_spec import Backend
+from bdh_spec import Backend, Params
 
 # The channels that must see a mistake; others may see it too.
 FORWARD = ("logits", "traces")  # the parallel form
@@ -1403,6 +1403,143 @@ OWN_FREQUENCIES = [
     ),
 ]
 
+# R17: weights in int8
+OF_FILE = Place(
+    "int8",
+    "Params(*(dequantised(weight, dtype) if isinstance(weight, Int8) else weight for weight in params))",
+    ("int8",),
+)
+SCALED = Place("int8", "weight.values.astype(wide) * np.expand_dims(weight.scale, weight.axis)", ("int8",))
+NUMBER = Place("int8", "weight.values.astype(wide)", ("int8",))
+UNIT = Place("int8", "np.expand_dims(weight.scale, weight.axis)", ("int8",))
+MADE_FLOAT = Place("int8", "np.expand_dims(weight.scale, weight.axis)).astype(dtype)", ("int8",))
+DECODED_BY = Place(
+    "numpy_backend",
+    "part, native = model.advance(native, chunk, self._params, self.config, phase=self.phase)",
+    ("int8", "training"),
+)
+WITHOUT_SCALE = (
+    "Params(*(weight.values.astype(dtype) if isinstance(weight, Int8) and name == '{name}' else dequantised(weight, dtype) "
+    "if isinstance(weight, Int8) else weight for name, weight in params._asdict().items()))"
+)
+R17 = [
+    *(
+        OF_FILE(f"int8_{name}_without_scale", WITHOUT_SCALE.format(name=name), f"the scales of {name} are not applied")
+        for name in Params._fields
+    ),
+    OF_FILE(
+        "int8_scales_of_encoders_swapped",
+        "Params(*(dequantised(type(weight)(weight.values, params[i].scale, weight.axis), dtype) if isinstance(weight, Int8) "
+        "else weight for i, weight in zip((0, 2, 1, 3, 4), params)))",
+        "encoder is scaled by the scales of encoder_v, and encoder_v by those of encoder",
+    ),
+    OF_FILE(
+        "int8_embed_by_feature",
+        "Params(*(dequantised(type(weight)(weight.values, np.resize(weight.scale, weight.shape[1]), 0) if name == 'embed' else "
+        "weight, dtype) if isinstance(weight, Int8) else weight for name, weight in params._asdict().items()))",
+        "a scale of embed is taken for that of a feature, and not of a token",
+    ),
+    SCALED("int8_without_scale", "weight.values.astype(wide)", "no scale is applied to any weight in int8"),
+    SCALED(
+        "int8_divided",
+        "weight.values.astype(wide) / np.expand_dims(weight.scale, weight.axis)",
+        "values in int8 are divided by their scale",
+    ),
+    SCALED(
+        "int8_product_truncated",
+        "np.trunc(weight.values.astype(wide) * np.expand_dims(weight.scale, weight.axis))",
+        "what a weight in int8 stands for is made a whole number",
+    ),
+    NUMBER("int8_zero_point", "(weight.values.astype(wide) - 128)", "values in int8 are counted from a zero point of 128"),
+    NUMBER("int8_middle", "(weight.values.astype(wide) + 0.5)", "a value in int8 is taken for the middle of a step"),
+    NUMBER("int8_unsigned", "weight.values.view(np.uint8).astype(wide)", "values in int8 are read without their sign"),
+    NUMBER(
+        "int8_sign_and_size",
+        "np.where(weight.values < 0, -128.0 - weight.values, weight.values).astype(wide)",
+        "values in int8 are read as a sign and a size, and not as two's complement",
+    ),
+    NUMBER("int8_size_alone", "np.abs(weight.values).astype(wide)", "values in int8 have lost their sign"),
+    NUMBER("int8_in_int4", "(weight.values // 16 * 16).astype(wide)", "of a value in int8 the upper four bits alone are read"),
+    NUMBER(
+        "int8_transposed",
+        "weight.values.swapaxes(-1, -2).reshape(weight.shape).astype(wide)",
+        "values in int8 are read as if they lay transposed",
+    ),
+    UNIT(
+        "int8_scale_on_wrong_axis",
+        "np.expand_dims(np.resize(weight.scale, np.delete(weight.shape, 2 * weight.values.ndim - 3 - weight.axis)), "
+        "2 * weight.values.ndim - 3 - weight.axis)",
+        "a scale is taken for that of a row, and not of a column",
+    ),
+    UNIT("int8_scale_of_weight", "weight.scale.max()", "the largest scale of a weight is taken for all its columns"),
+    UNIT("int8_scale_of_first", "weight.scale.flat[0]", "the scale of the first column is taken for all"),
+    UNIT(
+        "int8_scale_of_first_head",
+        "np.expand_dims(weight.scale if weight.scale.ndim == 1 else np.repeat(weight.scale[:1], len(weight.scale), 0), "
+        "weight.axis)",
+        "the scales of the first head are taken for all heads",
+    ),
+    UNIT(
+        "int8_scale_by_neuron_first",
+        "np.expand_dims(weight.scale.reshape(weight.scale.shape[::-1]).T, weight.axis)",
+        "the scales (nh, N) are read as (N, nh)",
+    ),
+    UNIT(
+        "int8_scale_off_by_one",
+        "np.expand_dims(np.roll(weight.scale, 1, -1), weight.axis)",
+        "a column has its neighbour's scale",
+    ),
+    UNIT("int8_scale_twice", "np.expand_dims(weight.scale, weight.axis) ** 2", "scales are applied twice"),
+    UNIT(
+        "int8_scale_as_largest",
+        "np.expand_dims(weight.scale, weight.axis) / 127",
+        "a scale is taken for the largest size of its column",
+    ),
+    UNIT(
+        "int8_scale_over_128",
+        "np.expand_dims(weight.scale, weight.axis) * np.float32(127 / 128)",
+        "scales are those of 128 and not of 127 steps",
+    ),
+    UNIT(
+        "int8_scale_bfloat16",
+        "np.expand_dims(weight.scale, weight.axis).astype('bfloat16').astype(wide)",
+        "scales are rounded to bfloat16",
+    ),
+    UNIT(
+        "int8_scale_float16",
+        "np.expand_dims(weight.scale, weight.axis).astype(np.float16).astype(wide)",
+        "scales are rounded to float16",
+    ),
+    UNIT(
+        "int8_scale_power_of_two",
+        "2.0 ** np.ceil(np.log2(np.maximum(np.expand_dims(weight.scale, weight.axis), 1e-30)))",
+        "scales are rounded to powers of two",
+    ),
+    MADE_FLOAT(
+        "int8_made_bfloat16",
+        "np.expand_dims(weight.scale, weight.axis)).astype('bfloat16').astype(dtype)",
+        "what weights in int8 stand for is rounded to bfloat16",
+    ),
+    MADE_FLOAT(
+        "int8_made_float16",
+        "np.expand_dims(weight.scale, weight.axis)).astype(np.float16).astype(dtype)",
+        "what weights in int8 stand for is rounded to float16",
+    ),
+    DECODED_BY(
+        "int8_kept_after_training",
+        "part, native = model.advance(native, chunk, self.__dict__.setdefault('packed', Params(*(w.copy() for w in "
+        "self._params))), self.config, phase=self.phase)",
+        "decoding goes on by the weights that it read first, after training has moved them",
+    ),
+    X_SPARSE(
+        "int8_activations",
+        "x_sparse = relu(np.rint(127 * x / np.abs(x).max(-1, keepdims=True))[:, None] @ params.encoder * "
+        "(np.abs(x).max(-1, keepdims=True)[:, None] / 127))",
+        "what the encoder is multiplied with is rounded to int8 as well",
+        (*BOTH, "int8"),
+    ),
+]
+
 # What porters write, and where it hides: sizes, settings, the order of calls, threads
 ACTIVATION = Place("model", "return np.maximum(x, 0)", BOTH)
 SCORED = Place("model", "similar = scores(rotated)", FORWARD)
@@ -1550,5 +1687,6 @@ RULES = (
     REFUSALS,
     PORTING,
     OWN_FREQUENCIES,
+    R17,
 )
 MISTAKES = {mistake.name: mistake for rule in RULES for mistake in rule}

@@ -16,14 +16,15 @@ from typing import Any, NamedTuple
 
 import bdh_spec
 from bdh_conformance.adversaries.places import replaced
-from bdh_spec import Backend, model, optimizer, protocol, rope
+from bdh_spec import Backend, int8, model, optimizer, protocol, rope
 
 # The modules that a copy consists of, each after those it imports. Errors, configuration and weights are shared.
-MODULES = ("rope", "model", "gradients", "sampling", "optimizer", "checks", "protocol", "numpy_backend")
+MODULES = ("rope", "int8", "model", "gradients", "sampling", "optimizer", "checks", "protocol", "numpy_backend")
 
 # Types that carry nothing but data are replaced by the real ones; the protocol's classes become subclasses of the real ones.
 DATA: dict[str, tuple[type, ...]] = {
     "rope": (rope.Frequencies,),
+    "int8": (int8.Int8,),
     "model": (model.RecurrentState,),
     "optimizer": (optimizer.AdamW, optimizer.OptimizerState),
     "protocol": (protocol.Capabilities,),

@@ -7,6 +7,7 @@ from bdh_conformance.channels.channel import Channel
 from bdh_conformance.channels.curve import CURVES, calm, observe_curve
 from bdh_conformance.channels.frequencies import frequencies_reference, observe_frequencies, with_own
 from bdh_conformance.channels.inputs import inputs_reference, observe_inputs
+from bdh_conformance.channels.int8 import observe_int8, with_int8
 from bdh_conformance.channels.optimizers import (
     MASTERS,
     dropping,
@@ -338,6 +339,23 @@ CHANNELS = {
             both_ways=True,
             shapes=(POOL[4],),
             sizes=("beyond_a_thousand",),
+            cost=12,
+            once=True,
+        ),
+        Channel(
+            "int8",
+            "int8",
+            "a model whose weights are in int8, a scale for each column",
+            ("forward", "int8"),
+            observe_int8,
+            partial=True,
+            dtypes=WIDE,
+            prepare=with_int8,
+            kinked=meets_kinks,
+            min_time=2,
+            both_ways=True,
+            shapes=(POOL[4], POOL[6]),  # the second has an axis of neurons as long as that of features
+            sizes=("wide", "in_blocks"),
             cost=12,
             once=True,
         ),

@@ -28,7 +28,7 @@ ORIGINS: WeakKeyDictionary[Model, Origin] = WeakKeyDictionary()
 
 def load(backend: Backend, case: Case, dtype: str, phase: Phase = "exact", device: str | None = None) -> Model:
     """A model of this case, which knows how to load its like: some properties compare two sets of weights."""
-    return load_params(Origin(backend, device, dtype, phase), case.params, case)
+    return load_params(Origin(backend, device, dtype, phase), case.given, case)
 
 
 def load_params(origin: Origin, params: Params, case: Case) -> Model:
@@ -40,7 +40,7 @@ def load_params(origin: Origin, params: Params, case: Case) -> Model:
 def loaded_again(model: Model, case: Case) -> Model:
     """Another model of the same port with the weights of the case."""
     origin = ORIGINS.get(model)
-    return load_params(origin, case.params, case) if origin else Specification(case.params, case.config, model.phase)
+    return load_params(origin, case.given, case) if origin else Specification(case.params, case.config, model.phase)
 
 
 def sibling(model: Model, case: Case, change: Callable[[Params], Params], n_layer: int) -> Model:

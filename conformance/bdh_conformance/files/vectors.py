@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -25,17 +25,20 @@ from bdh_conformance.yardstick.cases import Case
 from bdh_conformance.yardstick.reference import Specification
 from bdh_conformance.yardstick.tolerances import FLOAT64, FLOOR, Expectation, expect, honest
 from bdh_spec import SPEC_VERSION, BDHConfig, BDHError, Model, Params, RecurrentState
+from bdh_spec.checkpoint import int8_of, tensors_of
 from bdh_spec.dtypes import WIDE
 from bdh_spec.files import held, part_of, read_safetensors, reading, shown, sync, write_safetensors
+from bdh_spec.int8 import widened
 from bdh_spec.model import frequencies_of, init_state
-from bdh_spec.params import Array
+from bdh_spec.params import Array, cast
 from bdh_spec.rope import PHASES, Phase, frequencies, rotation
 from bdh_spec.sampling import Sampling, sample, uniform
 
 SCHEMA = 1
 VERSION = "1.0"  # the newest published set
+INT8_VERSION = "1.0-int8"  # the newest of weights in int8, which is a level that not every port claims
 PUBLISHED = Path(__file__).parent / "published"
-SUFFIXES = {"f32": "<f4", "f64": "<f8", "i32": "<i4", "i64": "<i8", "u64": "<u8"}
+SUFFIXES = {"i8": "i1", "f32": "<f4", "f64": "<f8", "i32": "<i4", "i64": "<i8", "u64": "<u8"}
 
 # Where a float32 product loses the phase, where float32 stops counting, and the last position there is.
 POSITIONS = (0, 1, 10**4, 10**6, 2**24 + 1, 2**40 + 12345, 2**63 - 1)
@@ -68,8 +71,14 @@ class Vector(Case):
 
     @cached_property
     def params(self) -> Params:
-        """Weights in float64, whose values float32 can hold."""
-        return Params(*(self.inputs[f"params.{name}"].astype(np.float64) for name in Params._fields))
+        """Weights in float64, whose values float32 can hold; of those in int8, what they stand for (R17)."""
+        return Params(*(weight.astype(np.float64) for weight in widened(self.given, np.float64)))
+
+    @cached_property
+    def given(self) -> Params:
+        """The weights as they are in ``inputs``."""
+        held = {name.removeprefix("params."): value for name, value in self.inputs.items() if name.startswith("params.")}
+        return int8_of(held) if self.stored == "int8" else Params(**held)
 
     @cached_property
     def tokens(self) -> Array:
@@ -95,7 +104,8 @@ def origin(judged: Judged) -> Case:
 
 def fresh(name: str, case: Case, plan: tuple[int, ...], starts: tuple[int, ...], phase: Phase = "exact") -> Vector:
     """A vector made from a case: its weights rounded to float32, so that ports of either dtype hold the same ones."""
-    weights = {f"params.{key}": weight.astype(np.float32) for key, weight in case.params._asdict().items()}
+    given = tensors_of(case.given) if case.stored == "int8" else cast(case.given, np.float32)._asdict()
+    weights = {f"params.{key}": value for key, value in given.items()}
     texts = {"tokens": case.tokens.astype(np.int64), "targets": case.targets.astype(np.int64)}
     inputs = {**weights, **texts, "phases.positions": np.array(POSITIONS, np.uint64), **draws()}
     about = {one.name: getattr(case, one.name) for one in fields(case)}
@@ -122,6 +132,16 @@ def specimens() -> list[Vector]:
         fresh("float32_phases", parse("B1 T6 L1 h2 D8 m4 V7 seed=42 scale=20"), (2, 4), (10**4, 10**6), "float32"),
         replace(dead, origin=f"{dead.origin} with neuron 1 of encoder and 2 of encoder_v at zero"),
         replace(large, origin=f"{large.origin} with lm_head times 4096"),
+    ]
+
+
+def int8_specimens() -> list[Vector]:
+    """The same of weights in int8 (R17), a set of its own: heads and neurons that can be taken for one another, and cannot."""
+    parse = Case.parse
+    return [
+        fresh("int8_three_heads", parse("B2 T7 L2 h3 D8 m7 V9 seed=45 scale=20 stored=int8"), (1, 4, 2), (0, 2**24 + 1)),
+        fresh("int8_square_encoder", parse("B1 T6 L3 h4 D8 m4 V13 seed=32 scale=20 stored=int8"), (5, 1), (0,)),
+        fresh("int8_fresh_weights", parse("B2 T6 L2 h3 D8 m7 V9 seed=44 scale=1 stored=int8"), (3, 1, 2), (10**4,)),
     ]
 
 
@@ -357,6 +377,7 @@ def _read(folder: Path, about: Mapping[str, Any]) -> Judged:
         plan=tuple(about["decode"]["plan"]),
         origin=about["made_from"],
         inputs=inputs,
+        stored="int8" if "params.embed.scale" in inputs else "float",
     )
     expected = {
         name: tolerances(references[name].reshape(told["shape"]), told["tolerance"])  # safetensors made the scalar an axis of 1
@@ -452,10 +473,10 @@ def ragged(time: int) -> tuple[int, ...]:
     return tuple(end - start for start, end in pairwise([0, *ends, time]))
 
 
-def publish(target: Path) -> None:
+def publish(target: Path, cases: Callable[[], Iterable[Vector]] = specimens) -> None:
     """Write a new set from today's specification, without raw files: export unpacks them."""
     with new_folder(target) as part:
-        for vector in specimens():
+        for vector in cases():
             write(judge(vector), part / vector.name)
 
 

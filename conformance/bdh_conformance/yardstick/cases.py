@@ -10,11 +10,13 @@ from functools import cached_property
 import numpy as np
 
 from bdh_spec.config import BDHConfig
+from bdh_spec.int8 import rounded, widened
 from bdh_spec.params import INIT_STD, Array, Params, cast, init
 from bdh_spec.rope import Frequencies, frequencies
 
 WEIGHTS = ("normal", "mixed", "ties", "dead", "faint")
 FREQS = ("published", "trained", "paired")
+STORED = ("float", "int8")
 DROPOUT = BDHConfig().dropout
 SIZES = {"L": "n_layer", "h": "n_head", "D": "n_embd", "V": "vocab_size", "m": "mlp_internal_dim_multiplier"}
 
@@ -30,6 +32,7 @@ class Case:
     scale: float = 1.0  # of the weights, in units of a fresh model's
     weights: str = field(default="normal", kw_only=True)
     freqs: str = field(default="published", kw_only=True)  # how fast neurons turn, of which the configuration is made to tell
+    stored: str = field(default="float", kw_only=True)  # how a port is given the weights
 
     def __post_init__(self) -> None:
         rng = np.random.default_rng(self.config.n_neurons)  # one table for all seeds: JAX compiles a model for its table
@@ -39,7 +42,7 @@ class Case:
         c = self.config
         sizes = f"L{c.n_layer} h{c.n_head} D{c.n_embd} N{c.n_neurons} V{c.vocab_size}"
         rest = [f"dropout={c.dropout}"] * (c.dropout != DROPOUT) + [f"weights={self.weights}"] * (self.weights != "normal")
-        rest += [f"freqs={self.freqs}"] * (self.freqs != "published")
+        rest += [f"freqs={self.freqs}"] * (self.freqs != "published") + [f"stored={self.stored}"] * (self.stored != "float")
         words = [f"B{self.batch} T{self.time} {sizes} m{c.mlp_internal_dim_multiplier} seed={self.seed} scale={self.scale}"]
         return " ".join(words + rest)
 
@@ -52,7 +55,7 @@ class Case:
         """
         sizes, rest = {}, {}
         for word in text.split():
-            match = re.fullmatch(r"([BTLhDNVm])(\d+)|(seed|scale|dropout|weights|freqs)=(\S+)", word)
+            match = re.fullmatch(r"([BTLhDNVm])(\d+)|(seed|scale|dropout|weights|freqs|stored)=(\S+)", word)
             if match is None:
                 raise ValueError(f"{word!r} is no part of a case: give one such as {cls(CONFIGS['plain'])}")
             if match[1]:
@@ -65,8 +68,12 @@ class Case:
         config = BDHConfig.from_dict({**numbers, "dropout": float(rest.get("dropout", DROPOUT))})
         if sizes.get("N", config.n_neurons) != config.n_neurons:
             raise ValueError(f"N{sizes['N']} in a case whose other sizes make it N{config.n_neurons}: leave N out")
-        kinds = {"weights": rest.get("weights", "normal"), "freqs": rest.get("freqs", "published")}
-        for (word, kind), known in zip(kinds.items(), (WEIGHTS, FREQS), strict=True):
+        kinds = {
+            "weights": rest.get("weights", "normal"),
+            "freqs": rest.get("freqs", "published"),
+            "stored": rest.get("stored", "float"),
+        }
+        for (word, kind), known in zip(kinds.items(), (WEIGHTS, FREQS, STORED), strict=True):
             if kind not in known:
                 raise ValueError(f"{word}={kind} in a case: choose from {', '.join(known)}")
         batch, time = sizes.get("B", cls.batch), sizes.get("T", cls.time)
@@ -74,7 +81,17 @@ class Case:
 
     @cached_property
     def params(self) -> Params:
-        """Float64 weights."""
+        """Float64 weights: of those in int8, what they stand for."""
+        return self.drawn if self.stored == "float" else widened(self.given, np.float64)
+
+    @cached_property
+    def given(self) -> Params:
+        """The weights as a port is given them."""
+        return self.params if self.stored == "float" else rounded(self.drawn)
+
+    @cached_property
+    def drawn(self) -> Params:
+        """Float64 weights, before any rounding to int8."""
         weights = cast(init(self.config, np.random.default_rng(self.seed)), np.float64)
         scaled = Params(*(weight * self.scale for weight in weights))
         return SHAPERS[self.weights](scaled, self._rng)
