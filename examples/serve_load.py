@@ -89,10 +89,13 @@ def main(checkpoint: Path | None, clients: str, new: int, device: str) -> None:
     command += ["--places", str(max(counts)), "--name", "model"]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert server.stderr is not None
-    line = server.stderr.readline()
-    address = re.search(r"http://[^:]+:(\d+)/v1: \d+ texts at once, ([\d.]+) MB each", line)
-    if address is None:
-        sys.exit(line)
+    said = ""
+    for line in server.stderr:  # of which the first may be of a library that it imports
+        said += line
+        if address := re.search(r"http://[^:]+:(\d+)/v1: \d+ texts at once, ([\d.]+) MB each", line):
+            break
+    else:
+        sys.exit(said)
     try:
         wrong = measure(int(address[1]), float(address[2]), psutil.Process(server.pid), counts, new, checkpoint)
     finally:

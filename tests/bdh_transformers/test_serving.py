@@ -95,10 +95,12 @@ def start(*options: str) -> Served:
     command = [sys.executable, "-m", "bdh_transformers.serving", "--port", "0", *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
-    line = process.stderr.readline()
-    address = re.search(r"http://127\.0\.0\.1:(\d+)/v1", line)
-    assert address, line + process.stderr.read()
-    return Served(process, int(address[1]))
+    said = ""
+    for line in process.stderr:  # of which the first may be what torchao tells whoever imports transformers
+        said += line
+        if address := re.search(r"http://127\.0\.0\.1:(\d+)/v1", line):
+            return Served(process, int(address[1]))
+    pytest.fail(f"the server has ended without an address: {said}")
 
 
 @pytest.fixture(scope="module")

@@ -57,6 +57,7 @@ SMALLER = {
     "bdh-look neurons *": "--max-bytes 512 --shifts 20 --checkpoint tiny.safetensors",
     "bdh-look graph *": "--max-bytes 512 --replicas 3 --controls 2 --checkpoint tiny.safetensors",
     "bdh-look state *--data*": "--max-bytes 512 --trials 2 --checkpoint tiny.safetensors",
+    "python examples/serve_load.py *": "--clients 2 --new 3",
     "pytest *": "-q -p no:cacheprovider --bdh-tier smoke",
 }
 # And in Python: what a page has, and what is run instead.

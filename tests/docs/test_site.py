@@ -9,14 +9,14 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
-import chromium
 import pages
 import pytest
+from chromium import Page
 from filelock import FileLock
 from markdown_it import MarkdownIt
 
@@ -187,15 +187,12 @@ def test_the_picture_of_the_model_is_what_its_script_draws(monkeypatch: pytest.M
 
 
 @pytest.fixture
-def browser() -> Iterator[chromium.Chromium]:
-    if not chromium.FOUND:
-        pytest.skip("there is no chromium on this machine")
-    opened = chromium.Chromium()
-    yield opened
-    opened.close()
+def browser(chromium: Any) -> Page:
+    """A page of the browser of this machine."""
+    return Page(chromium)
 
 
-def test_the_first_screen_of_the_readme_fits_one_window(browser: chromium.Chromium, tmp_path: Path) -> None:
+def test_the_first_screen_of_the_readme_fits_one_window(browser: Page, tmp_path: Path) -> None:
     body = MarkdownIt("commonmark").render((ROOT / "README.md").read_text(encoding="utf-8"))
     body = body.replace("https://raw.githubusercontent.com/bdh-spec/bdh-spec/main/", f"{ROOT.as_uri()}/")
     page = tmp_path / "readme.html"
@@ -220,12 +217,12 @@ def test_the_first_screen_of_the_readme_fits_one_window(browser: chromium.Chromi
     )
 
 
-def test_the_site_is_searched_from_a_disk_without_a_network(browser: chromium.Chromium, site: Path) -> None:
+def test_the_site_is_searched_from_a_disk_without_a_network(browser: Page, site: Path) -> None:
     browser.look(*WINDOW)
     browser.open(site / "index.html")
     browser.click("input[name=query]")
     browser.type("threads")
-    browser.press("Shift", 16)  # the search listens to keys
+    browser.press("Shift")  # the search listens to keys
     browser.wait("document.querySelectorAll('.md-search-result__article').length > 0")
     assert "Questions" in browser.run("document.querySelector('.md-search-result__list').textContent")
     assert browser.console == []

@@ -47,11 +47,13 @@ class ContinuousBatch:
     ``model`` is a ``BDHForCausalLM`` in evaluation, in the form ``bdh_recurrent``. A step reads at most ``chunk`` tokens of
     prompts, some of each that waits in turn, so that a long one delays nobody by more than that. One thread at a time may ask.
 
-    >>> model = BDHForCausalLM(config).eval()  # doctest: +SKIP
-    >>> batch = ContinuousBatch(model)  # doctest: +SKIP
-    >>> text = batch.join(b"The dragon", Sampling(0.8, top_k=50, seed=7))  # doctest: +SKIP
-    >>> [(which, token)] = batch.step()  # doctest: +SKIP
-    >>> batch.leave(text)  # doctest: +SKIP
+    >>> from bdh_transformers import BDHConfig, BDHForCausalLM
+    >>> batch = ContinuousBatch(BDHForCausalLM(BDHConfig(hidden_size=8, num_hidden_layers=1)).eval())
+    >>> text = batch.join(b"The dragon", Sampling(0.8, top_k=50, seed=7))
+    >>> [(which, token)] = batch.step()
+    >>> which is text, 0 <= token < 256
+    (True, True)
+    >>> batch.leave(text)
     """
 
     def __init__(self, model: Any, *, chunk: int = CHUNK) -> None:
