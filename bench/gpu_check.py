@@ -524,7 +524,7 @@ def tiles() -> None:
                 least, best[name] = took, fused.Tiles(*candidate)
         tell(f"best of {name}", str(tuple(best[name])), ms=least)
     BEST["NARROW"] = best
-    BEST["STEPPED"] = {name: found if found.depth < alone.piece.D else fused.STEPPED[name] for name, found in best.items()}
+    BEST["STEPPED"] = {name: tile if tile.depth < alone.piece.D else fused.STEPPED[name] for name, tile in best.items()}
     for programs in (256, 1024, 2048):
         with set_to(fused, PROGRAMS=programs, **BEST):
             took = [milliseconds(run, 10, 2) for name, (run, _) in alone.runs().items() if name in fused.SPANNING]

@@ -186,7 +186,10 @@ def test_a_conversion_answers_in_json_when_asked(canonical: Canonical, small: BD
     done = call("--json", "--to", "mlx", "checkpoint.safetensors", "--dtype", "fp16")
     assert (done.returncode, done.stderr) == (0, "")
     found = json.loads(done.stdout)
-    assert list(found) == ["path", "from", "to", "config", "parameters", "dtypes", "verified", "losses", "freqs", "notes"]
+    assert list(found) == [
+        *("path", "from", "to", "config", "parameters", "dtypes", "bytes", "verified"),
+        *("losses", "rounding", "freqs", "notes"),
+    ]
     assert (found["path"], found["from"], found["to"]) == ("checkpoint.mlx.safetensors", "numpy", "mlx")
     assert (found["config"], found["dtypes"], found["verified"]) == (small.as_dict(), ["float16"], True)
     assert len(found["losses"]) == 2

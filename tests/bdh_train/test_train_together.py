@@ -79,6 +79,7 @@ def test_a_run_goes_on_on_another_number_of_processes(
     assert_is_the_run(run, whole)
 
 
+@pytest.mark.thorough
 def test_what_two_processes_of_jax_keep_in_shares_goes_on_in_one(
     text: Path, tmp_path: Path, whole: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

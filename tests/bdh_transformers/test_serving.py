@@ -195,7 +195,7 @@ def test_a_text_ends_before_a_stop(server: Served) -> None:
 
 
 def test_models_are_listed(server: Served) -> None:
-    assert [model.id for model in server.client().models.list()] == ["hatchling"]
+    assert [each.id for each in server.client().models.list()] == ["hatchling"]
     assert server.client().models.retrieve("hatchling").object == "model"
     with pytest.raises(APIStatusError, match="no model is named 'other' here") as refused:
         server.client().models.retrieve("other")

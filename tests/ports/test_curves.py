@@ -26,6 +26,7 @@ def test_r16_a_port_gives_the_curve_of_the_specification(port: str, dtype: str) 
     assert not wrong
 
 
+@pytest.mark.thorough
 def test_the_curve_is_one_of_learning_and_of_rules_not_of_rounding() -> None:
     expected = CURVE.expected(CASE, "float32")
     first, *_, last = (expected[name].reference for name in expected if name.endswith("losses"))

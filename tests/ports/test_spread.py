@@ -54,7 +54,7 @@ STREAMED = "bdh_torch.backend:StreamedTorchBackend"
 BEYOND = 1100  # tokens: more than any port reads without a state, or in one chunk
 LONG = [
     (STREAMED, Spread(neurons=2)),
-    (STREAMED, Spread(data=2, shares_weights=True)),
+    pytest.param(STREAMED, Spread(data=2, shares_weights=True), marks=pytest.mark.thorough),
     pytest.param("torch", Spread(neurons=2), marks=pytest.mark.thorough),
     pytest.param("jax", Spread(data=2, neurons=2), marks=pytest.mark.thorough),
     pytest.param("mlx", Spread(data=2), marks=pytest.mark.thorough),
