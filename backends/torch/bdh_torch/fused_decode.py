@@ -1,6 +1,6 @@
 """One token of each text on a GPU, R1 to R11 and R13, without gradients: five kernels to a layer, and one launch for all.
 
-A token takes as long as the state takes to be read and written, and each weight to be read. So a state is updated in place, and
+What a token cannot do without is to read and write the state, and to read each weight. So a state is updated in place, and
 its rows of silent neurons are left alone. Launching the kernels one by one would take several times as long as they run: from
 the third token of a text on, a graph of them is replayed, which takes the token and leaves the logits where it did before.
 

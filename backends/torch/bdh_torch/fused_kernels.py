@@ -7,7 +7,7 @@ that is done to them, are float32.
 A program computes tiles of ROWS x COLUMNS one after the other, the same rows of several columns or heads. Where the axis that
 is summed over is no longer than DEPTH, the left operand of all of them is read once and HELD, and a tile is one product; else a
 tile is a sum in steps of DEPTH. What tiles read of the right operand, programs that run at the same time read too: so it comes
-from the cache, whose bandwidth is what these kernels run out of first. The three sizes are powers of two and at least 16.
+from the cache. The three sizes are powers of two and at least 16.
 Offsets within a tile are 32-bit, those of tiles 64-bit: a long text has more than 2^31 neurons.
 """
 
