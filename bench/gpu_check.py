@@ -395,7 +395,7 @@ def decode() -> None:
 
             def step() -> None:
                 nonlocal state
-                _, state = model.advance(state, token, donate=True)  # noqa: B023  # of this turn of the loop
+                _, state = model.advance(state, token, donate=True)  # noqa: B023  # called within this turn of the loop alone
 
             with set_to(fused_decode, **changed):
                 took = milliseconds(step, 30 if B == 1 else 10, 5)

@@ -98,6 +98,17 @@ def test_the_embedded_model_reads_a_short_text_plainly_and_the_default_size_stre
     assert [reads(BDHConfig(), T) for T in (1, 16, 128, 2048)] == [False, False, True, True]
 
 
+@pytest.mark.parametrize("records", [False, True])
+def test_a_wide_model_reads_longer_texts_by_scores_alone_than_a_narrow_one(records: bool) -> None:
+    """Of the same number of neurons: what a state costs grows with the width, and what a score costs does not."""
+    with torch.set_grad_enabled(records):
+        longest = {D: max(T for T in range(2049) if forms.is_read_whole(T, D)) for D in (16, 256, 512)}
+        chunks = {D: forms.chunk(1025, None, torch.empty(1, D, 1)) for D in (64, 512)}
+    assert longest[16] == forms.CHUNK  # which is read whole whatever the width
+    assert longest[512] == 2 * longest[256] > 2 * longest[16]
+    assert chunks == {64: forms.CHUNK, 512: 1025}
+
+
 def optimise(model: BDH) -> None:
     adam = torch.optim.AdamW(model.parameters(), lr=0.1)
     with torch.enable_grad():

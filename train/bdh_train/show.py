@@ -97,7 +97,7 @@ class Board:
         """Do without it from the first failure on: its thread may fail at any time, and a decoration must not end a run."""
         try:
             yield
-        except Exception:  # noqa: BLE001  whatever it is that failed
+        except Exception:  # noqa: BLE001  # TensorBoard's own errors are of any type, and none may end a run
             self.writer = None
 
 

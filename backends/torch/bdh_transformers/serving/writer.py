@@ -93,7 +93,7 @@ class Writer(threading.Thread):
                     self.writing[choice.text] = choice
                 if pieces := [self._piece(*drawn) for drawn in self.batch.step()]:
                     self.deliver(pieces)
-        except BaseException as error:  # noqa: BLE001  whatever it is, nobody writes any more, and all who wait must know
+        except BaseException as error:  # noqa: BLE001  # the thread ends with it, and all who wait must know
             self.failure = error
             self.deliver([])
 
