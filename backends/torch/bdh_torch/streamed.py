@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bdh_torch.elements import Phases, gate, phases, relu_and_turn, undo_gate, undo_turn
 from bdh_torch.forms import fuses
 from bdh_torch.layer import Weights, layer_norm, refuse_second_derivatives, undo_norm, wide
 from bdh_torch.rope import Rotations
@@ -49,9 +50,6 @@ ON_GPU = Sizes(2**25, 4096, 512)
 def sizes(x: Tensor) -> Sizes:
     """What is worked on at once on the device of x."""
     return ON_GPU if x.is_cuda else Sizes(BLOCK, TOGETHER, STEP)
-
-
-_threshold = torch.ops.aten.threshold_backward  # the slope of a relu, given what it returned
 
 
 @dataclass(frozen=True)
@@ -221,7 +219,7 @@ class _Head:
             neurons, rotated = room[:, : part.stop - part.start]
             for block in self.blocks:
                 self.excite(part, block, neurons[:, block])
-                turn(neurons[:, block], self.rotations, number, block, rows.texts, rotated[:, block])
+                relu_and_turn(neurons[:, block], self.phases(self.rotations, number, block, part), rotated[:, block])
             queries, v, seen = (rows.by_text(values) for values in (rotated, self.v[part], attention[part]))  # G C K
             C = queries.shape[1]
             similar = _similarities(queries, scores[number if keeps else 0, :, :C, :C])
@@ -233,31 +231,20 @@ class _Head:
         return attention, scores
 
     def excite(self, part: slice, block: slice, out: Tensor) -> Tensor:
-        """Write the neurons of a block, (R, n), to ``out`` (R3)."""
-        return torch.mm(self.x[part], self.encoder[:, block], out=out).relu_()
+        """Write the neurons of a block before their relu, (R, n), to ``out`` (R3)."""
+        return torch.mm(self.x[part], self.encoder[:, block], out=out)
+
+    def phases(self, rotations: Rotations, number: int, block: slice, part: slice) -> Phases:
+        """How far a block of the rows of a chunk turns."""
+        return phases(rotations, number, block, (part.stop - part.start) // self.rows.texts)
 
     def gate(self, part: slice, neurons: Tensor, room: Tensor, attention: Tensor) -> None:
         """Multiply neurons (R, N) by what the attention opens of them, and drop some (R6 to R8)."""
         yKV = layer_norm(attention).to(neurons.dtype)
         for block in self.blocks:
-            neurons[:, block].mul_(torch.mm(yKV, self.encoder_v[:, block], out=room[:, block]).relu_())
+            gate(neurons[:, block], torch.mm(yKV, self.encoder_v[:, block], out=room[:, block]))
         if self.dropout:
             neurons.mul_(self.dropout.mask(neurons.shape, neurons, self.h, self.first + part.start))
-
-
-def turn(neurons: Tensor, rotations: Rotations, number: int, block: slice, texts: int, out: Tensor) -> Tensor:
-    """Write neurons (R, n) of a chunk to ``out``, each pair turned by its phase (R4)."""
-    kind, half = wide(neurons.dtype), slice(block.start // 2, block.stop // 2)
-    source = neurons.to(kind)
-    target = out if out.dtype == kind else source
-    pairs, turned = (
-        torch.view_as_complex(torch.unflatten(torch.unflatten(values, -1, (-1, 2)), 0, (texts, -1)))
-        for values in (source, target)
-    )  # G C n/2
-    torch.mul(pairs, rotations.local[: pairs.shape[1], half], out=turned)
-    if number:
-        turned.mul_(rotations.shifts[number, half])
-    return out if target is out else out.copy_(target)
 
 
 def _similarities(rotated: Tensor, out: Tensor) -> Tensor:
@@ -357,20 +344,19 @@ class _Backward(_Head):
     def undo_gate(self, d_decoded: Tensor, attention: Tensor) -> Tensor:
         """Undo R9 to R6: the slope in the attention, (R, D)."""
         yKV, d_yKV = layer_norm(attention).to(self.x.dtype), torch.zeros_like(attention)
+        largest = max(block.stop - block.start for block in self.blocks) * self.rows.texts * self.rows.chunk
+        room = self.x.new_empty(2, largest)  # which two blocks have after one another: memory that is new is slow
         for _, part in self.rows.chunks():
             neurons = self.neurons[part]
             mask = self.dropout.mask(neurons.shape, neurons, self.h, self.first + part.start) if self.dropout else None
             for block in self.blocks:
                 x_sparse = self.excite(part, block, neurons[:, block])
-                y_sparse = torch.mm(yKV[part], self.encoder_v[:, block]).relu_()
-                xy_sparse = x_sparse * y_sparse
-                d_xy = torch.mm(d_decoded[part], self.decoder[block].T)
-                if mask is not None:
-                    xy_sparse.mul_(mask[:, block])
-                    d_xy.mul_(mask[:, block])
+                width = x_sparse.shape[1]
+                xy_sparse, d_before = (one[: len(x_sparse) * width].view(-1, width) for one in room)
+                torch.mm(yKV[part], self.encoder_v[:, block], out=xy_sparse)
+                torch.mm(d_decoded[part], self.decoder[block].T, out=d_before)
+                undo_gate(x_sparse, xy_sparse, d_before, self.waiting[part, block], None if mask is None else mask[:, block])
                 _add_product(self.d_decoder[block], xy_sparse.T, d_decoded[part])
-                torch.mul(d_xy, y_sparse, out=self.waiting[part, block])
-                d_before = _threshold(d_xy.mul_(x_sparse), y_sparse, 0)  # before the relu
                 _add_product(self.d_encoder_v[:, block], yKV[part].T, d_before)
                 _add_product(d_yKV[part], d_before, self.encoder_v[:, block].T)
         return undo_norm(attention, d_yKV)
@@ -398,7 +384,6 @@ class _Backward(_Head):
         values: Tensor,
         back: Rotations,
     ) -> None:
-        texts = self.rows.texts
         rotated = [self._rotated(part, number, block) for number, part in chunks]  # G C n
         states = self._states(rotated, chunks, values)
         d_state = None
@@ -412,16 +397,16 @@ class _Backward(_Head):
                     d_rotated[0].add_(v @ d_state.T)
                     _add_product(self.d_v[part], queries, d_state)
                 d_state = queries.T @ d if d_state is None else d_state.addmm_(queries.T, d)
-            flat = d_rotated.flatten(0, 1)  # R n
-            turned = turn(flat, back, number, block, texts, flat)
-            d_before = _threshold(turned.add_(self.waiting[part, block]), self.neurons[part, block], 0)
+            d_before = d_rotated.flatten(0, 1)  # R n
+            undo_turn(d_before, self.phases(back, number, block, part), self.waiting[part, block], self.neurons[part, block])
             _add_product(self.d_encoder[:, block], self.x[part].T, d_before)
             _add_product(self.d_x[part], d_before, self.encoder[:, block].T)
 
     def _rotated(self, part: slice, number: int, block: slice) -> Tensor:
         """The rotated neurons of a block, (G, C, n)."""
-        neurons = self.neurons[part, block]
-        out = turn(neurons, self.rotations, number, block, self.rows.texts, neurons.new_empty(neurons.shape))
+        neurons = self.neurons[part, block]  # which their relu leaves as they are
+        out = neurons.new_empty(neurons.shape)
+        relu_and_turn(neurons, self.phases(self.rotations, number, block, part), out)
         return self.rows.by_text(out)
 
     def _states(self, rotated: list[Tensor], chunks: list[tuple[int, slice]], values: Tensor) -> list[Tensor]:
