@@ -20,7 +20,7 @@ from bdh_bench import plain_torch as plain
 from bdh_bench.sides import AGAIN, COMPILED, OURS, RATE, AbsentError, Framework, Named, Runner, Task, find_port
 from bdh_spec.params import Array, Params
 from bdh_spec.rope import frequencies
-from bdh_torch import BDH
+from bdh_torch import BDH, native
 from bdh_torch.backend import NAMES, TorchModel
 
 WIDE = 4  # bytes of a weight under autocast
@@ -39,6 +39,7 @@ class Torch(Framework):
             "framework": f"torch {torch.__version__}",
             "device": f"{self.device}, {chip}",
             "threads": str(torch.get_num_threads()),
+            "between products": "one pass in C" if native.compiled(torch.float32) else "PyTorch's operations",
         }
 
     def runner(self, task: Task, params: Params) -> Runner:
