@@ -92,8 +92,8 @@ def test_every_kernel_of_a_token_compiles_for_a_gpu(kernel: str, texts: int, dty
         check_resources(kernel, dtype, flag, str(texts), cache=tmp_path)
 
 
-# Bytes of a thread that found no register, by whether it drops: without dropout the tiles that spill them were measured faster than
-# those that spill none; with it they are what these tiles take, unmeasured.
+# Bytes of a thread that found no register, by whether it drops: without dropout the tiles that spill them were measured faster
+# than those that spill none; with it they are what these tiles take, unmeasured.
 FEW = {"False": 24, "True": 104}
 
 

@@ -4,8 +4,8 @@ The same function as ``layer.layer``, the form to read beside the specification.
 through memory; here what is that wide lives for one head of a chunk, and is worked on while a block of it is in the cache. A
 gradient keeps of a layer what has no axis N, and computes the rest again.
 
-Weights are read where they are, in the order that they have: nothing is repacked that an edit could leave stale. What is done to
-neurons between products is in ``elements``.
+Weights are read where they are, in the order that they have: nothing is repacked that an edit could leave stale. What is done
+to neurons between products is in ``elements``.
 
 A text is cut into chunks. Within one, tokens see one another by scores; what came before, they see through the state (R13), of
 which again one block is at hand. A text of one chunk is read in the parallel form; the cost of more grows by the chunk.
