@@ -54,22 +54,27 @@ def _library(flags: tuple[str, ...]) -> ctypes.CDLL:
     command = [*shlex.split(os.environ.get("CC", "cc")), *FLAGS, *flags]
     version = subprocess.run([command[0], "--version"], capture_output=True, check=True, timeout=PATIENCE).stdout
     what = b"\0".join([SOURCE.read_bytes(), version, _processor(), *(part.encode() for part in command)])
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bdh_torch"
-    path = folder / f"elements-{hashlib.sha256(what).hexdigest()[:32]}.so"
-    with suppress(OSError):  # it is not there, or has been damaged
-        return ctypes.CDLL(str(path))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        room = tempfile.TemporaryDirectory(dir=folder)
-    except OSError:  # there is no home, or nobody may write to it: this process alone will have it
-        room = tempfile.TemporaryDirectory()
-    with room as name:
-        new = Path(name) / path.name
+    name, folder = f"elements-{hashlib.sha256(what).hexdigest()[:32]}.so", _folder()
+    if folder:
+        with suppress(OSError):  # it is not there, or has been damaged
+            return ctypes.CDLL(str(folder / name))
+    with tempfile.TemporaryDirectory(dir=folder) as room:
+        new = Path(room) / name
         subprocess.run([*command, str(SOURCE), "-o", str(new)], capture_output=True, check=True, timeout=PATIENCE)
         library = ctypes.CDLL(str(new))  # which stays when its file has gone
-        if new.parent.parent == folder:
-            new.replace(path)
-        return library
+        if folder:
+            new.replace(folder / name)
+    return library
+
+
+def _folder() -> Path | None:
+    """Where libraries are kept, or None where there is no home or nobody may write to it: then each process has its own."""
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bdh_torch"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):
+        return None
+    return folder if os.access(folder, os.W_OK) else None
 
 
 def _processor() -> bytes:
