@@ -18,11 +18,11 @@ from rich.table import Table
 
 from bdh_bench import machine
 from bdh_bench.measure import Settings, run
-from bdh_bench.results import RowResult, write_json
+from bdh_bench.results import RowResult, read_json, write_json
 from bdh_bench.rows import KINDS, Kind, chosen, standard
 from bdh_bench.sides import ITEMSIZE, BenchError
 from bdh_bench.sizes import SIZES, configured
-from bdh_bench.table import heading, table
+from bdh_bench.table import heading, markdown, table
 from bdh_bench.worker import EndError
 from bdh_spec import BDHConfig, BDHError
 from bdh_spec.dtypes import dtype_name
@@ -167,6 +167,28 @@ def memory_command(backends: tuple[str, ...] | None, more: int) -> int:
     from bdh_bench.memory import memory
 
     show(memory(backends or ports(), more))
+    return 0
+
+
+@command.command("show")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--markdown", "for_page", is_flag=True, help="A table for a page, a line to a row.")
+@click.option("--plot", "picture", type=Picture(dir_okay=False), help="Draw throughput and memory over T (.png, .svg).")
+def show_command(files: tuple[Path, ...], for_page: bool, picture: Path | None) -> int:
+    """What --json of one or more runs wrote, of one machine and model, as one table."""
+    first, *more = (read_json(file) for file in files)
+    for file, other in zip(files[1:], more, strict=True):
+        if (other.machine, other.config) != (first.machine, first.config):
+            raise BenchError(f"{file} is of another machine, of other versions or of another model than {files[0]}")
+    results = [result for found in (first, *more) for result in found.rows]
+    for line in heading(first.machine, first.config, results):
+        click.echo(line)
+    if for_page:
+        click.echo("\n" + "\n".join(markdown(results)))
+    else:
+        show(table(results))
+    if picture:
+        draw(picture, results, first.config)
     return 0
 
 

@@ -9,7 +9,7 @@ A file is one object. Keys stay; new ones may come.
     limits      one object per port and dtype: port, dtype, device, flops (of the best square product, a second), copy (bytes
                 read and written, a second), available (bytes free at the start), facts (framework, device, threads)
     rows        one object per row, port and dtype:
-        name kind batch length    which row; length counts tokens read, or those before the one that is decoded
+        name kind batch length variant    which row; length counts tokens read, or those before the one that is decoded
         port dtype device
         needed_flop needed_bytes  what one run cannot do without (bdh_bench.counts), null where nobody counts it
         note                      why there is nothing, or empty
@@ -35,12 +35,13 @@ import json
 import statistics
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bdh_bench.rows import Row
-from bdh_bench.sides import OURS
+from bdh_bench.sides import OURS, BenchError
 from bdh_bench.worker import Limits
 from bdh_spec import BDHConfig
+from bdh_spec.files import shown
 
 SCHEMA = 1
 
@@ -116,7 +117,7 @@ class RowResult:
         return self.needed_bytes / side.median / self.limits.copy
 
     def as_json(self) -> dict[str, Any]:
-        about = {"name": self.row.name, "kind": self.row.kind, "batch": self.row.batch, "length": self.row.length}
+        about = {"name": self.row.name, **asdict(self.row)}
         where = {"port": self.port, "dtype": self.dtype, "device": self.device}
         counts = {"needed_flop": self.needed_flop, "needed_bytes": self.needed_bytes, "note": self.note}
         sides = [self._side(side) for side in self.sides]
@@ -165,3 +166,35 @@ def write_json(path: Path, machine: dict[str, str], config: BDHConfig, settings:
         "rows": [row.as_json() for row in rows],
     }
     path.write_text(json.dumps(found, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+class Found(NamedTuple):
+    """What a file holds."""
+
+    machine: dict[str, str]
+    config: BDHConfig
+    rows: list[RowResult]
+
+
+def read_json(path: Path) -> Found:
+    """What ``write_json`` wrote. BenchError where that is something else."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        limits = {(about.pop("port"), about.pop("dtype")): Limits(**about) for about in found["limits"]}
+        rows = [_row(about, limits.get((about["port"], about["dtype"]))) for about in found["rows"]]
+        return Found(found["machine"], BDHConfig.from_dict(found["config"]), rows)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BenchError(f"{path} is no file that --json of this bdh-bench wrote: {shown(repr(error), 200)}") from error
+
+
+def _row(about: dict[str, Any], limits: Limits | None) -> RowResult:
+    row = Row(about["kind"], about["batch"], about["length"], about.get("variant", ""))
+    counts = {name: about[name] for name in ("note", "needed_flop", "needed_bytes")}
+    sides = [_read_side(side) for side in about["sides"]]
+    return RowResult(row, about["port"], about["dtype"], about["device"], sides, limits=limits, **counts)
+
+
+def _read_side(side: dict[str, Any]) -> SideResult:
+    given = {name: side[name] for name in ("side", "seconds", "first", "memory", "extrapolated_from", "failed")}
+    error = float("inf") if side["error"] == "not finite" else side["error"]
+    return SideResult(**given, error=error, notes=[side["note"]] if side["note"] else [])

@@ -1,4 +1,4 @@
-"""Rows for people: a table on stdout."""
+"""Rows for people: a table on stdout, and one in Markdown for a page."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from bdh_bench.results import RowResult, SideResult
+from bdh_bench.sides import OURS, PLAIN
 from bdh_spec import BDHConfig
 from bdh_spec.params import count
 
@@ -74,3 +75,42 @@ def line(result: RowResult, side: SideResult) -> list[str]:
 
 def share(value: float | None) -> str:
     return NOTHING if value is None else f"{100 * value:.0f}%"
+
+
+def markdown(results: Sequence[RowResult]) -> list[str]:
+    """One line per row that gave a figure: ours, and how many times as long each other side takes; memory of ours, of plain."""
+    found = [result for result in results if result.ours and result.ours.median]
+    others = list(dict.fromkeys(side.side for result in found for side in result.sides if side.side != OURS))
+    titles = ["row", "port", "dtype", "ours", *others, "of peak", "of copy", "MB above weights", "error"]
+    lines = [titles, ["---"] * len(titles), *(_cells(result, others) for result in found)]
+    return [f"| {' | '.join(cells)} |" for cells in lines]
+
+
+def _cells(result: RowResult, others: Sequence[str]) -> list[str]:
+    sides = {side.side: side for side in result.sides}
+    ours = sides[OURS]
+    memory = [sides[name].memory for name in (OURS, PLAIN) if name in sides]
+    return [
+        *(result.row.name, result.port, result.dtype, duration(ours.median)),
+        *(_other(result, sides.get(name)) for name in others),
+        *(share(result.of_peak(ours)), share(result.of_copy(ours))),
+        ", ".join(NOTHING if size is None else f"{size / 2**20:,.0f}" for size in memory),
+        NOTHING if ours.error is None else f"{ours.error:.1e}",
+    ]
+
+
+def _other(result: RowResult, side: SideResult | None) -> str:
+    if side is None or not side.median:
+        return NOTHING
+    how = ", by FLOP" if side.extrapolated_from else ""
+    return f"{duration(side.median)} ({result.ratios()[side.side].of_medians:.2f}{how})"
+
+
+def duration(seconds: float | None) -> str:
+    """
+    >>> duration(2.0449), duration(0.01234)
+    ('2.04 s', '12.3 ms')
+    """
+    if seconds is None:
+        return NOTHING
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"

@@ -43,6 +43,7 @@ ROW_KEYS = {
     "kind",
     "batch",
     "length",
+    "variant",
     "port",
     "dtype",
     "device",
@@ -106,6 +107,18 @@ def test_rows_are_measured_shown_and_written(tmp_path: Path) -> None:
         assert row["ratios"]["plain"]["of_medians"] > 0
     assert [side["side"] for side in convert["sides"]] == ["ours", "cp"]
     assert all(len(side["seconds"]) == 2 for side in convert["sides"])
+    (tmp_path / "other.json").write_text((tmp_path / "b.json").read_text().replace('"n_embd": 8', '"n_embd": 16'))
+    status, out, err = bench(tmp_path, "show", "b.json", "b.json", "--markdown", "--plot", "again.svg")
+    assert (status, err) == (0, "")
+    assert "GFLOP/s, copies" in out
+    assert out.count("| forward T=128 | numpy | float32 |") == out.count("| convert unverified |") == 2
+    assert (tmp_path / "again.svg").stat().st_size > 1000
+    status, out, _ = bench(tmp_path, "show", "b.json")
+    assert status == 0
+    assert "decode B=8 context=16" in out
+    status, out, err = bench(tmp_path, "show", "b.json", "other.json")
+    assert (status, out) == (2, "")
+    assert err.startswith("bdh-bench: other.json is of another machine, of other versions or of another model than b.json")
 
 
 def test_ports_that_break_are_said_each_with_its_end(tmp_path: Path) -> None:
@@ -154,6 +167,8 @@ def test_a_port_that_cannot_be_made_is_said_in_its_rows(tmp_path: Path) -> None:
         (["decode", "--plot", "b.png"], "--plot draws forward rows over T"),
         (["forward", "--json", "no/such/b.json"], "no/such is not a folder"),
         (["forward", "--n-embd", "7", "--mlp-internal-dim-multiplier", "1", "--n-head", "7"], "neurons per head"),
+        (["show", "absent.json"], "'absent.json' does not exist"),
+        (["show"], "Missing argument 'FILES...'"),
         (["sideways"], "No such command 'sideways'"),
     ],
 )

@@ -14,9 +14,10 @@ from bdh_bench import counts, measure
 from bdh_bench.machine import available_memory, facts, forget_peak, peak, resident
 from bdh_bench.measure import Attempt, Session, Settings, fit, groups, take_turns
 from bdh_bench.plot import plot
-from bdh_bench.results import RowResult, SideResult, ratio, write_json
+from bdh_bench.results import RowResult, SideResult, ratio, read_json, write_json
 from bdh_bench.rows import KINDS, Row, RowsError, chosen, standard
-from bdh_bench.sides import AGAIN, OURS, PLAIN, READ, Task
+from bdh_bench.sides import AGAIN, OURS, PLAIN, READ, BenchError, Task
+from bdh_bench.table import markdown
 from bdh_bench.worker import EndError, Limits, Ready
 from bdh_spec import BDHConfig
 
@@ -244,6 +245,37 @@ def test_a_file_says_what_a_machine_needs_and_holds_no_number_that_is_none(limit
     assert found["rows"][0]["sides"][1]["error"] == "not finite"
     assert found["rows"][0]["ratios"]["plain"]["of_medians"] == 2.0
     assert found["rows"][1]["sides"] == []
+
+
+def test_a_file_is_read_as_it_was_written(limits: Limits, tmp_path: Path) -> None:
+    rows = [
+        result(512, limits, error=float("inf"), notes=["one run, the first"]),
+        RowResult(Row("convert", variant="verified"), "bdh-convert", "float32", "cpu", note="no room"),
+    ]
+    write_json(tmp_path / "b.json", facts(), BASE, {"rounds": 3}, rows)
+    assert read_json(tmp_path / "b.json") == (facts(), BASE, rows)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"machine": {}, "config": {}, "limits": [], "rows": [{}]}', '{"limits": [1]}']
+)
+def test_another_file_is_refused_in_a_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "b.json").write_text(text)
+    with pytest.raises(BenchError, match="is no file that --json of this bdh-bench wrote"):
+        read_json(tmp_path / "b.json")
+
+
+def test_a_page_has_a_line_to_a_row(limits: Limits) -> None:
+    without = RowResult(Row("train", 2, 64), "torch", "float32", "cpu")
+    rows = [result(512, limits), result(2048, limits, extrapolated_from="forward T=2048"), without]
+    assert markdown(rows) == [
+        "| row | port | dtype | ours | plain | of peak | of copy | MB above weights | error |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        *(
+            f"| forward T={T} | torch | float32 | 1 s | 2 s (2.00{how}) | 10% | 1% | 1, - | 1.0e-07 |"
+            for T, how in ((512, ""), (2048, ", by FLOP"))
+        ),
+    ]
 
 
 @pytest.mark.parametrize("name", ["b.png", "b.svg"])
