@@ -47,19 +47,31 @@ void through(float *state, const float *rotated, const float *values, float *att
         }
 }
 
+enum { TOGETHER = 4 }; /* rows that are added at once, so that a sum is read and written a quarter as often */
+
+static void add_rows(float *restrict sum, const Weight *const *rows, const float *factors, Size many) {
+    const Weight *restrict a = rows[0], *restrict b = rows[1], *restrict c = rows[2], *restrict d = rows[3];
+    float fa = factors[0], fb = factors[1], fc = factors[2], fd = factors[3];
+    for (Size i = 0; i < many; i++)
+        sum[i] += fa * widened(a[i]) + fb * widened(b[i]) + (fc * widened(c[i]) + fd * widened(d[i]));
+}
+
 /* The sum of weights (R, width), each row by its factor, added to out (pieces, width). */
 void weighted_sum(const Weight *weights, const float *factors, float *out, Size R, Size width, Size pieces, Size rows) {
     Size columns = (width + COLUMNS - 1) / COLUMNS;
 #pragma omp parallel for collapse(2) schedule(static) if (R * width > 65536)
     for (Size piece = 0; piece < pieces; piece++)
         for (Size column = 0; column < columns; column++) {
-            Size first = column * COLUMNS, many = least(COLUMNS, width - first);
-            float *restrict sum = out + piece * width + first;
-            for (Size row = piece * rows; row < least(R, (piece + 1) * rows); row++) {
-                float factor = factors[row];
-                if (factor == 0) continue;
-                const Weight *restrict weight = weights + row * width + first;
-                for (Size i = 0; i < many; i++) sum[i] += factor * widened(weight[i]);
+            Size first = column * COLUMNS, many = least(COLUMNS, width - first), last = least(R, (piece + 1) * rows), found = 0;
+            const Weight *each[TOGETHER];
+            float by[TOGETHER];
+            for (Size row = piece * rows; row < last; row++) {
+                if (factors[row] != 0) each[found] = weights + row * width + first, by[found++] = factors[row];
+                if (found == TOGETHER || (found && row == last - 1)) {
+                    for (; found < TOGETHER; found++) each[found] = each[0], by[found] = 0;
+                    add_rows(out + piece * width + first, each, by, many);
+                    found = 0;
+                }
             }
         }
 }
