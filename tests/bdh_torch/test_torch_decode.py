@@ -23,7 +23,7 @@ from bdh_conformance.yardstick.reference import Stepwise
 from bdh_conformance.yardstick.tolerances import FLOAT64, expect
 from bdh_spec import BDHConfig
 from bdh_spec.params import Params
-from bdh_torch import BDH, decode, forms
+from bdh_torch import BDH, decode, forms, native
 from bdh_torch.attention import read, write
 from bdh_torch.backend import TorchBackend, TorchModel
 
@@ -53,10 +53,11 @@ each_form = pytest.mark.parametrize("form", FORMS)
 
 
 class Chooser:
-    """Sets thresholds, and counts what is called."""
+    """Sets thresholds, and counts what is called. PyTorch's operations read everything, unless C is asked for."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.patch, self.calls = monkeypatch, Counter[str]()
+        self.patch, self.calls, self.usual = monkeypatch, Counter[str](), decode._in_c
+        self.in_c(wanted=False)
         for where, name in [*((decode, name) for name in SPIED), (decode.Rows, "_weighted"), (decode, "gated")]:
             monkeypatch.setattr(where, name, self._counted(name, getattr(where, name)))
 
@@ -66,6 +67,9 @@ class Chooser:
             return function(*args, **options)
 
         return called
+
+    def in_c(self, *, wanted: bool) -> None:
+        self.patch.setattr(decode, "_in_c", self.usual if wanted else lambda _: None)
 
     def __call__(self, thresholds: dict[str, float]) -> None:
         for name, value in thresholds.items():
@@ -124,10 +128,11 @@ def test_r13_every_form_is_the_specification(choose: Chooser, form: str, batch: 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("form", ["blocks", "copied", "rows_copied"])
+@pytest.mark.parametrize("form", ["blocks", "copied", "rows_copied", "in_c"])
 def test_r13_every_dtype_is_as_near_as_it_can_be(choose: Chooser, form: str, batch: int, dtype: str) -> None:
     case, lengths = Case(CONFIG, batch, 8, seed=4, scale=12), (8,)
-    choose(FORMS[form][0])
+    choose.in_c(wanted=form == "in_c")
+    choose(FORMS["neither" if form == "in_c" else form][0])
     port = TorchBackend().load(case.params, CONFIG, device="cpu", dtype=dtype)
     actual = decoded(port, case, lengths)
     assert_agrees("torch", actual, expect(specified(case, lengths), case.params, dtype), f"{case} {form}")
@@ -419,6 +424,46 @@ def test_a_module_of_other_weights_than_parameters_is_decoded_by_the_plain_kerne
     with torch.no_grad():
         logits, _ = model.advance(model.init_state(2), TOKENS[:, :1])
     assert logits.isfinite().all()
+
+
+# Widths and neurons on both sides of a vector, of a piece of a sum and of what threads share; and silent pairs.
+@pytest.mark.parametrize(("texts", "N", "D"), [(1, 2, 3), (2, 70, 17), (1, 2050, 64), (3, 512, 64)])
+def test_what_is_read_in_c_is_exact_where_sums_are(texts: int, N: int, D: int) -> None:
+    draw = torch.Generator().manual_seed(N)
+    compiled = native.token(torch.float32)
+    assert compiled
+
+    def whole(*shape: int) -> Tensor:
+        return torch.randint(-3, 4, shape, generator=draw).float()
+
+    state, v, rotated = whole(2 * texts, N, D), whole(texts, 1, D), whole(2 * texts, 1, N)
+    rotated[..., 2:6] = 0
+    attention, after = read(state, rotated), write(state, rotated, v.repeat(2, 1, 1))
+    assert torch.equal(compiled.through(state, rotated, v), attention)
+    assert torch.equal(state, after)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("R", "K"), [(1, 1), (5, 1030), (1024, 64), (1500, 65)])
+def test_sums_of_rows_in_c_are_exact_where_they_can_be(dtype: torch.dtype, R: int, K: int) -> None:
+    draw = torch.Generator().manual_seed(R)
+    compiled = native.token(dtype)
+    assert compiled
+    weights, factors = (torch.randint(-3, 4, shape, generator=draw).to(dtype) for shape in ((R, K), (R,)))
+    assert torch.equal(compiled.weighted_sum(weights, factors), factors.float() @ weights.float())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_large_model_is_decoded_in_c(monkeypatch: pytest.MonkeyPatch, choose: Chooser, dtype: torch.dtype) -> None:
+    choose.in_c(wanted=True)
+    model, used = small("neither", choose, dtype), list[str]()
+    token = native.Token
+    for name in ("through", "weighted_sum"):
+        called = getattr(token, name)
+        monkeypatch.setattr(token, name, lambda *given, name=name, called=called: used.append(name) or called(*given))
+    with torch.no_grad():
+        model.advance(model.init_state(1), TOKENS[:1, :1])
+    assert set(used) == {"through", "weighted_sum"}
 
 
 @pytest.mark.thorough

@@ -15,7 +15,8 @@ Axes: B batch, T time, h head (nh of them), N neurons per head, D embedding widt
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple, TypeAlias, overload
+from importlib import import_module
+from typing import Any, NamedTuple, TypeAlias, overload
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ def gated(x: Tensor, v: Tensor, weights: Weights, rotations: Tensor, remember: R
     ``v`` (B, D) is what later tokens see of this one: x, or zeros in the place of padding. ``rotations`` are complex numbers,
     (N/2), or (B, N/2) where texts differ in their positions. ``remember`` reads what was written before, then writes.
     """
-    (B, D), (nh, _, N) = x.shape, weights.encoder.shape
+    (B, D), (nh, _, N), by_rows = x.shape, weights.encoder.shape, _in_c(weights.decoder)
     x_sparse = product(x.expand(nh, B, D), weights.encoder).relu_()  # h B N  R3
     active = x_sparse != 0 if is_counted(weights.encoder) else None  # h B N
     attention = remember(turned(x_sparse, rotations), v[:, None], active)  # G 1 D  R4, R5, R13
@@ -49,6 +50,8 @@ def gated(x: Tensor, v: Tensor, weights: Weights, rotations: Tensor, remember: R
         return _decoded(chosen.only(few), xy_sparse[few], weights.decoder, B)
     else:
         xy_sparse = product(yKV, weights.encoder_v).relu_().mul_(x_sparse)
+        if B == 1 and by_rows:
+            return by_rows.weighted_sum(weights.decoder, xy_sparse.view(-1)).to(x.dtype)[None]  # R9
         active = xy_sparse != 0
         if is_summed(count(active), nh * N):
             chosen = Chosen.of(active)
@@ -63,10 +66,20 @@ def product(rows: Tensor, weight: Tensor) -> Tensor:
     nh, D, N = weight.shape
     if rows.shape[1] > 1 or weight.dtype != torch.bfloat16 or not is_counted(weight):
         return torch.bmm(rows, weight)
+    if not is_neurons_first(weight) and (by_rows := _in_c(weight)):
+        sums = [by_rows.weighted_sum(of_a_head, row) for of_a_head, row in zip(weight, rows[:, 0], strict=True)]
+        return torch.stack(sums)[:, None].to(weight.dtype)
     # PyTorch takes longer to multiply a row by a large matrix of bfloat16 than by one of float32, and half as long for these.
     if is_neurons_first(weight):
         return torch.stack([torch.mv(by_neuron, row) for by_neuron, row in zip(weight.mT, rows[:, 0], strict=True)])[:, None]
     return weighted_sums(weight.reshape(nh * D, N), torch.arange(nh * D), rows.reshape(-1), range(0, nh * D, D))[:, None]
+
+
+def _in_c(memory: Tensor) -> Any:
+    """What reads a weight or a state by rows and leaves out what is multiplied by zero, or None. By name: see ``elements``."""
+    if __name__ != "bdh_torch.decode" or memory.device.type != "cpu" or not memory.is_contiguous():
+        return None
+    return import_module("bdh_torch.native").token(memory.dtype)
 
 
 def neurons_first(weight: Tensor) -> Tensor:
@@ -119,6 +132,8 @@ def through(state: Tensor, rotated: Tensor, v: Tensor, active: Tensor | None = N
 
     Rotated neurons (G, 1, N) and values (B, 1, D) of the token; neurons that are not ``active`` (h, B, N) are zero.
     """
+    if state.dtype == rotated.dtype == torch.float32 and (by_rows := _in_c(state)):
+        return by_rows.through(state, rotated, v)
     if active is not None:
         pairs = active.view(-1).view(torch.int16) != 0  # one that is active turns into the other
         if is_copied(count(pairs), pairs.numel()):

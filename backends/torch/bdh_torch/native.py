@@ -1,4 +1,4 @@
-"""``elements.c``, compiled once for this machine where it has a C compiler, and kept; elsewhere PyTorch does the same.
+"""``elements.c`` and ``token.c``, compiled once for this machine if it has a C compiler, and kept; else PyTorch does the same.
 
 ``CC`` names the compiler, ``XDG_CACHE_HOME`` the folder it is kept in (``~/.cache``), and ``BDH_NATIVE=0`` does without.
 """
@@ -23,7 +23,6 @@ from torch import Tensor
 
 from bdh_torch.elements import Phases
 
-SOURCE = Path(__file__).with_name("elements.c")
 # Rounding may be fused and zeros have no sign; infinities and NaN are what they are. With OpenMP, of which PyTorch has brought
 # the library already: one pool of threads, of the size that torch.set_num_threads says.
 FLAGS = (
@@ -32,6 +31,7 @@ FLAGS = (
 )
 KINDS = {torch.float32: (), torch.bfloat16: ("-DBFLOAT16",)}
 WORD = 4  # bytes, in which elements.c counts how far rows are apart
+ROWS = 1024  # of a piece of a sum in token.c
 PATIENCE = 60  # seconds for a compiler, which takes one
 
 log = logging.getLogger(__name__)
@@ -39,28 +39,41 @@ log = logging.getLogger(__name__)
 
 @cache
 def compiled(dtype: torch.dtype) -> Compiled | None:
-    """The operations for a dtype, or None where they cannot be had."""
+    """``elements.c`` for neurons of a dtype, or None where it cannot be had."""
+    library = _had("elements.c", dtype)
+    return library and Compiled(library)
+
+
+@cache
+def token(dtype: torch.dtype) -> Token | None:
+    """``token.c`` for weights of a dtype, or None where it cannot be had."""
+    library = _had("token.c", dtype)
+    return library and Token(library)
+
+
+def _had(source: str, dtype: torch.dtype) -> ctypes.CDLL | None:
     if dtype not in KINDS or os.environ.get("BDH_NATIVE") == "0" or sys.platform != "linux" or sys.byteorder != "little":
         return None
     try:
-        return Compiled(_library(KINDS[dtype]))
-    except (OSError, subprocess.SubprocessError, AttributeError) as error:
-        log.info("elements.c is not used, PyTorch's operations are: %s", error)
+        return _library(source, KINDS[dtype])
+    except (OSError, subprocess.SubprocessError) as error:
+        log.info("%s is not used, PyTorch's operations are: %s", source, error)
         return None
 
 
-def _library(flags: tuple[str, ...]) -> ctypes.CDLL:
+def _library(source: str, flags: tuple[str, ...]) -> ctypes.CDLL:
     """Load what was compiled before, or compile it now."""
+    path = Path(__file__).with_name(source)
     command = [*shlex.split(os.environ.get("CC", "cc")), *FLAGS, *flags]
     version = subprocess.run([command[0], "--version"], capture_output=True, check=True, timeout=PATIENCE).stdout
-    what = b"\0".join([SOURCE.read_bytes(), version, _processor(), *(part.encode() for part in command)])
-    name, folder = f"elements-{hashlib.sha256(what).hexdigest()[:32]}.so", _folder()
+    what = b"\0".join([path.read_bytes(), version, _processor(), *(part.encode() for part in command)])
+    name, folder = f"{path.stem}-{hashlib.sha256(what).hexdigest()[:32]}.so", _folder()
     if folder:
         with suppress(OSError):  # it is not there, or has been damaged
             return ctypes.CDLL(str(folder / name))
     with tempfile.TemporaryDirectory(dir=folder) as room:
         new = Path(room) / name
-        subprocess.run([*command, str(SOURCE), "-o", str(new)], capture_output=True, check=True, timeout=PATIENCE)
+        subprocess.run([*command, str(path), "-o", str(new)], capture_output=True, check=True, timeout=PATIENCE)
         library = ctypes.CDLL(str(new))  # which stays when its file has gone
         if folder:
             new.replace(folder / name)
@@ -126,3 +139,32 @@ def _table(by: Phases) -> tuple[int, int, int | None, int]:
 def _size(values: Tensor) -> tuple[int, int]:
     """Rows, and pairs of neurons."""
     return values.shape[0], values.shape[1] // 2
+
+
+class Token:
+    """What one token reads large memory for: see ``decode``."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        pointer, size = ctypes.c_void_p, ctypes.c_int64
+        self._through = _function(library.through, *[pointer] * 4, *[size] * 6)
+        self._weighted_sum = _function(library.weighted_sum, *[pointer] * 3, *[size] * 4)
+
+    def through(self, state: Tensor, rotated: Tensor, v: Tensor) -> Tensor:
+        """Attention (G, 1, D) of rotated neurons (G, 1, N) and values (B, 1, D) by a state (G, N, D); then that remembers them.
+
+        The state and the neurons are float32, and lie in the order of their axes.
+        """
+        G, N, D = state.shape
+        v, pieces = v.to(state.dtype).contiguous(), -(-N // ROWS)
+        attention = state.new_zeros(G, pieces, D)
+        pointers = (values.data_ptr() for values in (state, rotated, v, attention))
+        self._through(*pointers, G, len(v), N, D, pieces, ROWS)
+        return attention.sum(1, keepdim=True)
+
+    def weighted_sum(self, weights: Tensor, factors: Tensor) -> Tensor:
+        """The sum (K) in float32 of weights (R, K), which lie in the order of their axes, each row by its factor (R)."""
+        (R, K), factors = weights.shape, factors.to(torch.float32).contiguous()
+        pieces = -(-R // ROWS)
+        sums = factors.new_zeros(pieces, K)
+        self._weighted_sum(weights.data_ptr(), factors.data_ptr(), sums.data_ptr(), R, K, pieces, ROWS)
+        return sums.sum(0)
