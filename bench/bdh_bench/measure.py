@@ -15,7 +15,7 @@ from bdh_bench.conversion import conversion
 from bdh_bench.reference import COMPARED, cost, worst_error
 from bdh_bench.results import RowResult, SideResult
 from bdh_bench.rows import Row
-from bdh_bench.sides import AGAIN, OURS, READ, Named, Task, sides_of
+from bdh_bench.sides import AGAIN, COMPILED, OURS, READ, Named, Task, sides_of
 from bdh_bench.worker import EndError, LateError, Limits, Ready, Worker, limits, load_answer, measure, refer, seconds
 from bdh_spec import BDHConfig
 
@@ -31,6 +31,8 @@ SOON = 10.0  # seconds in which no other size is tried
 LIMIT_SECONDS = 120.0
 PARTING = 10.0  # seconds to tell the peak of memory
 PROBE = 512  # of the product that tells float64's speed
+# By whether a side compiles.
+ONLY_FIRST = {False: "one run, the first", True: "no round in time after the first run, which compiles"}
 
 
 @dataclass(frozen=True)
@@ -260,7 +262,7 @@ def take_turns(attempts: list[Attempt], rounds: int, deadline: float) -> None:
         turn = sum(max(found[a.task.side], default=first(a)) * repeats(a) for a in attempts)
         if time.monotonic() + turn > deadline:
             for attempt in attempts:
-                attempt.result.notes.append(f"{done} of {rounds} rounds in time" if done else "one run, the first")
+                attempt.result.notes.append(f"{done} of {rounds} rounds in time" if done else ONLY_FIRST[compiles(attempt)])
             break
         for attempt in [a for a in attempts if a.worker is not None]:
             assert attempt.worker is not None
@@ -271,7 +273,13 @@ def take_turns(attempts: list[Attempt], rounds: int, deadline: float) -> None:
     for attempt in attempts:
         if attempt.worker is not None:
             attempt.result.first = attempt.scale * first(attempt)
-            attempt.result.seconds = [attempt.scale * s for s in found[attempt.task.side] or [first(attempt)]]
+            usable = [] if compiles(attempt) else [first(attempt)]
+            attempt.result.seconds = [attempt.scale * s for s in found[attempt.task.side] or usable]
+
+
+def compiles(attempt: Attempt) -> bool:
+    """Whether the first run of a side compiles, so that its time says nothing of the next."""
+    return attempt.task.side == COMPILED
 
 
 def broke(end: EndError) -> bool:

@@ -32,6 +32,9 @@ def plot(path: Path, results: Sequence[RowResult], config: BDHConfig) -> None:
         throughput(axes[0, column], found, config)
         memory(axes[1, column], found)
         axes[0, column].set_title(f"{port} {dtype} on {found[0].device}")
+        lengths = sorted({r.row.length for r in rows})  # of all columns, which share an axis
+        axes[1, column].set_xticks(lengths, labels=[f"{T:,}" for T in lengths])
+        axes[1, column].set_xticks([], minor=True)
     figure.savefig(path)
 
 

@@ -16,7 +16,7 @@ from bdh_bench.measure import Attempt, Session, Settings, fit, groups, take_turn
 from bdh_bench.plot import plot
 from bdh_bench.results import RowResult, SideResult, ratio, read_json, write_json
 from bdh_bench.rows import KINDS, Row, RowsError, chosen, standard
-from bdh_bench.sides import AGAIN, OURS, PLAIN, READ, BenchError, Task
+from bdh_bench.sides import AGAIN, COMPILED, OURS, PLAIN, READ, BenchError, Task
 from bdh_bench.table import markdown
 from bdh_bench.worker import EndError, Limits, Ready
 from bdh_spec import BDHConfig
@@ -141,11 +141,12 @@ def test_a_side_that_dies_in_its_turn_is_said_and_the_other_goes_on(task: Made) 
 
 def test_rounds_end_with_the_time_and_the_first_run_counts_where_there_is_none(task: Made) -> None:
     log: list[str] = []
-    late = [talking(task, log, side, first=50.0) for side in (OURS, PLAIN)]
-    take_turns(late, 3, time.monotonic() + 99)
+    late = [talking(task, log, side, first=50.0) for side in (OURS, PLAIN, COMPILED)]
+    take_turns(late, 3, time.monotonic() + 149)
     assert log == []
-    assert [side.result.seconds for side in late] == [[50.0], [50.0]]
+    assert [side.result.seconds for side in late] == [[50.0], [50.0], []]  # the last of which has spent its first on compiling
     assert late[0].result.notes == ["one run, the first"]
+    assert late[2].result.notes == ["no round in time after the first run, which compiles"]
     some = talking(task, log, OURS)
     take_turns([some], 3, time.monotonic() + 0.5)
     assert some.result.notes == ["1 of 3 rounds in time"]
