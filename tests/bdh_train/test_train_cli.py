@@ -72,6 +72,12 @@ def test_a_run_leaves_a_model_that_every_tool_takes_a_card_and_a_curve(text: Pat
     assert tomllib.loads((out / "config.toml").read_text())["n_embd"] == 8
 
 
+@pytest.mark.parametrize("file", sorted((Path(__file__).parents[2] / "examples").glob("*.toml")), ids=lambda file: file.stem)
+def test_recipes_of_the_examples_are_runs(file: Path, text: Path) -> None:
+    asked = read_toml(file) | {"data": (str(text),), "size": "hatchling"}
+    assert resolve(TrainConfig(**asked)).n_embd == 64
+
+
 def test_a_toml_file_says_what_flags_say_and_flags_override_it(text: Path, tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text(f'data = ["{text}"]\nmax-steps = 7\nlearning_rate = 1\nfreeze = "embed"\n')
