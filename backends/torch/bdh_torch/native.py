@@ -41,14 +41,14 @@ log = logging.getLogger(__name__)
 def compiled(dtype: torch.dtype) -> Compiled | None:
     """``elements.c`` for neurons of a dtype, or None where it cannot be had."""
     library = _had("elements.c", dtype)
-    return library and Compiled(library)
+    return Compiled(library) if library else None
 
 
 @cache
 def token(dtype: torch.dtype) -> Token | None:
     """``token.c`` for weights of a dtype, or None where it cannot be had."""
     library = _had("token.c", dtype)
-    return library and Token(library)
+    return Token(library) if library else None
 
 
 def _had(source: str, dtype: torch.dtype) -> ctypes.CDLL | None:
