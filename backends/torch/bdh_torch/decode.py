@@ -3,7 +3,8 @@
 A token multiplies each weight and each number of the state once or twice, and so takes as long as reading them does. A state
 is therefore read and written in place, a block of it at a time, which is near the core from the one to the other. Where few
 neurons are active, the silent ones are left out: their rows of the state, their columns of ``encoder_v``, their rows of the
-decoder. Whether they are few is counted, for each token and layer. A short text is remembered by its rows as they are, as
+decoder. Whether they are few is counted, for each token and layer; C, where a machine compiles ``token.c``, passes over silent
+rows without counting. A short text is remembered by its rows as they are, as
 long as the state that they add up to would be larger.
 
 Weights are read where they are: nothing is repacked that an edit could leave stale. In the usual order of memory a column of
@@ -35,7 +36,7 @@ def gated(x: Tensor, v: Tensor, weights: Weights, rotations: Tensor, remember: R
     ``v`` (B, D) is what later tokens see of this one: x, or zeros in the place of padding. ``rotations`` are complex numbers,
     (N/2), or (B, N/2) where texts differ in their positions. ``remember`` reads what was written before, then writes.
     """
-    (B, D), (nh, _, N), by_rows = x.shape, weights.encoder.shape, _in_c(weights.decoder)
+    (B, D), (nh, _, N) = x.shape, weights.encoder.shape
     x_sparse = product(x.expand(nh, B, D), weights.encoder).relu_()  # h B N  R3
     active = x_sparse != 0 if is_counted(weights.encoder) else None  # h B N
     attention = remember(turned(x_sparse, rotations), v[:, None], active)  # G 1 D  R4, R5, R13
@@ -50,7 +51,7 @@ def gated(x: Tensor, v: Tensor, weights: Weights, rotations: Tensor, remember: R
         return _decoded(chosen.only(few), xy_sparse[few], weights.decoder, B)
     else:
         xy_sparse = product(yKV, weights.encoder_v).relu_().mul_(x_sparse)
-        if B == 1 and by_rows:
+        if B == 1 and (by_rows := _in_c(weights.decoder)):
             return by_rows.weighted_sum(weights.decoder, xy_sparse.view(-1)).to(x.dtype)[None]  # R9
         active = xy_sparse != 0
         if is_summed(count(active), nh * N):
