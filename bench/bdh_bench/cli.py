@@ -181,14 +181,7 @@ def show_command(files: tuple[Path, ...], for_page: bool, picture: Path | None) 
         if (other.machine, other.config) != (first.machine, first.config):
             raise BenchError(f"{file} is of another machine, of other versions or of another model than {files[0]}")
     results = [result for found in (first, *more) for result in found.rows]
-    for line in heading(first.machine, first.config, results):
-        click.echo(line)
-    if for_page:
-        click.echo("\n" + "\n".join(markdown(results)))
-    else:
-        show(table(results))
-    if picture:
-        draw(picture, results, first.config)
+    tell(first.machine, first.config, results, picture, for_page=for_page)
     return 0
 
 
@@ -225,12 +218,22 @@ def answer(
         results.append(result)
         if json_file:  # after each row, so that an interrupted run has what it has
             write_json(json_file, about, config, asked, results)
+    tell(about, config, results, picture)
+    return BROKEN if any(result.failed for result in results) else 0
+
+
+def tell(
+    about: dict[str, str], config: BDHConfig, results: list[RowResult], picture: Path | None, *, for_page: bool = False
+) -> None:
+    """The machine, the limits and the table on stdout, and the plot if it is asked for."""
     for line in heading(about, config, results):
         click.echo(line)
-    show(table(results))
+    if for_page:
+        click.echo("\n" + "\n".join(markdown(results)))
+    else:
+        show(table(results))
     if picture:
         draw(picture, results, config)
-    return BROKEN if any(result.failed for result in results) else 0
 
 
 def draw(picture: Path, results: list[RowResult], config: BDHConfig) -> None:

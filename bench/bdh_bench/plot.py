@@ -27,12 +27,12 @@ def plot(path: Path, results: Sequence[RowResult], config: BDHConfig) -> None:
     kinds = list(dict.fromkeys((r.port, r.dtype) for r in rows))
     figure = Figure(figsize=(INCHES[0] * len(kinds), INCHES[1]), layout="constrained")
     axes = figure.subplots(2, len(kinds), squeeze=False, sharex=True)
+    lengths = sorted({r.row.length for r in rows})  # of all columns, which share an axis
     for column, (port, dtype) in enumerate(kinds):
         found = [r for r in rows if (r.port, r.dtype) == (port, dtype)]
         throughput(axes[0, column], found, config)
         memory(axes[1, column], found)
         axes[0, column].set_title(f"{port} {dtype} on {found[0].device}")
-        lengths = sorted({r.row.length for r in rows})  # of all columns, which share an axis
         axes[1, column].set_xticks(lengths, labels=[f"{T:,}" for T in lengths])
         axes[1, column].set_xticks([], minor=True)
     figure.savefig(path)

@@ -9,7 +9,8 @@ A file is one object. Keys stay; new ones may come.
     limits      one object per port and dtype: port, dtype, device, flops (of the best square product, a second), copy (bytes
                 read and written, a second), available (bytes free at the start), facts (framework, device, threads)
     rows        one object per row, port and dtype:
-        name kind batch length variant    which row; length counts tokens read, or those before the one that is decoded
+        name kind batch length    which row; length counts tokens read, or those before the one that is decoded
+        variant                   the width D of a transformers row, how a convert row is checked, or empty
         port dtype device
         needed_flop needed_bytes  what one run cannot do without (bdh_bench.counts), null where nobody counts it
         note                      why there is nothing, or empty
