@@ -28,6 +28,8 @@ from bdh_spec.model import forward
 OUT = Path("demo-output")
 SENTENCE = b"A dragon hatches: the text that every port reads, and on which each is compared with the specification."
 PROMPT, SEED, NEW = "The ", 4, 300
+WINDOW = 8192  # bytes of the longest text that the embedded model has learned from
+LONG, END = WINDOW + 512, 250  # bytes that the fastest port writes, and of those that are shown
 DIALECTS = {"torch": "torch", "mlx": "mlx"}  # the ports that have a file format of their own read theirs
 RUNS = [("numpy", "float32"), ("torch", "float32"), ("torch", "bfloat16"), ("jax", "float32"), ("mlx", "float32")]
 
@@ -56,6 +58,7 @@ def main() -> int:
         ]
     rows = [row for row in rows if row]
     show(rows)
+    write_on(max(rows, key=lambda row: row.speed), files)
     return 0 if not any(row.compared.complaint for row in rows) else 1
 
 
@@ -110,6 +113,20 @@ def show(rows: list[Row]) -> None:
     for text, writers in texts.items():
         out.print(f"\n{', '.join(writers)}, from {PROMPT!r} with seed {SEED}:", style="bold")
         out.print(text.decode(errors="replace"), markup=False)
+
+
+def write_on(fastest: Row, files: dict[str, Path]) -> None:
+    """A text longer than any that the model has learned from, by the fastest port: the state does not grow with it."""
+    model = bdh_spec.load(files.get(fastest.port), backend=fastest.port, dtype=fastest.dtype)
+    start = time.perf_counter()
+    with Progress(console=say, transient=True) as progress:
+        steps = model.stream(PROMPT, LONG, temperature=0.7, top_k=50, seed=SEED)
+        text = bytes(int(token[0]) for token, _ in progress.track(steps, total=LONG, description="a long text"))
+    seconds = time.perf_counter() - start
+    out = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
+    out.print(f"\n{fastest.port} {fastest.dtype} wrote on to {LONG:,} bytes in {seconds:.0f} s, where no text of its training was"
+              f" longer than {WINDOW:,}. The end:", style="bold")
+    out.print(text[-END:].decode(errors="replace"), markup=False)
 
 
 def tabled(rows: list[Row]) -> Table:

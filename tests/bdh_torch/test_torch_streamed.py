@@ -20,7 +20,7 @@ from bdh_spec.rope import PHASES, Phase
 from bdh_torch import BDH, forms, streamed
 from bdh_torch.backend import StreamedTorchBackend
 from bdh_torch.forms import Attention, Kernel
-from bdh_torch.layer import Weights, layer_norm
+from bdh_torch.layer import Weights, layer_norm, wide
 from bdh_torch.rope import relative
 from bdh_torch.streamed import gated
 
@@ -34,6 +34,7 @@ SHAPES = {
     "many_texts": Case(BDHConfig(3, 4, 0.0, 1, 33, 7), 23, 3, seed=6, scale=10),
     "one_token": Case(BDHConfig(2, 6, 0.0, 2, 8, 11), 2, 1, seed=7, scale=10),
 }
+SPACING = 2.0**-8  # of bfloat16
 each_shape = pytest.mark.parametrize("case", SHAPES.values(), ids=SHAPES)
 
 
@@ -179,6 +180,24 @@ def test_autocast_streams_in_its_own_dtype() -> None:
         assert all(weight.grad is not None and weight.grad.dtype == torch.float32 for weight in model.parameters())
         errors[kernel] = ((logits.double() - exact).norm() / exact.norm()).item()
     assert 1e-4 < errors["streamed"] < 2 * errors["plain"]
+
+
+def test_products_of_bfloat16_with_a_state_are_those_in_float32_but_for_their_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which the tests in float64 hold against the specification: the code is the same. One layer, since a second adds its own."""
+    case = Case(BDHConfig(1, 32, 0.0, 2, 8, 11), 2, 37, seed=3, scale=10)
+    model = StreamedTorchBackend().load(case.params, case.config, device="cpu", dtype="bfloat16")
+
+    def found() -> dict[str, np.ndarray]:
+        _, slopes = model.gradients(case.tokens, case.targets)
+        logits, state = model.advance(model.init_state(case.batch), case.tokens)
+        memories = model.export_state(state).layers
+        return {"logits": logits, **slopes._asdict(), **{f"layers.{i}": memory for i, memory in enumerate(memories)}}
+
+    narrow = found()
+    monkeypatch.setattr(streamed, "_of_products", wide)
+    for name, exact in found().items():
+        off = np.linalg.norm(narrow[name] - exact) / np.linalg.norm(exact)
+        assert off < 3 * SPACING, name
 
 
 def test_a_gradient_keeps_one_table_and_nothing_else_that_has_an_axis_of_neurons() -> None:

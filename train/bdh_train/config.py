@@ -92,7 +92,7 @@ class TrainConfig:
     eval_every: int = about(100, "Steps between measures on held-out text.")
     eval_batches: int = about(20, "Batches of a measure.")
     patience: int = about(0, "Measures without a better one after which the run ends; 0 never ends it.")
-    sample_every: int = about(0, "Steps between sample texts; 0 writes none on the way.")
+    sample_every: int = about(500, "Steps between sample texts; 0 writes none on the way.")
     prompt: str = about("The ", "What a sample begins with.")
     checkpoint_every: int = about(100, "Steps between checkpoints.")
     keep: int = about(3, "Checkpoints to keep beside the best.")

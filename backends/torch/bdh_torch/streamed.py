@@ -261,10 +261,16 @@ def _similarities(rotated: Tensor, out: Tensor) -> Tensor:
 
 def _see_and_remember(state: Tensor, rotated: Tensor, v: Tensor, attention: Tensor | None) -> None:
     """Add to the attention what the state, (G, N, D), holds for these tokens; then write them to it (R13)."""
-    rotated = rotated.to(state.dtype)
+    kind = _of_products(rotated.dtype)
+    rotated, v = rotated.to(kind), v.to(kind)
     if attention is not None:
-        _add_product(attention, rotated, state)
-    _add_product(state, rotated.mT, v.to(state.dtype))
+        _add_product(attention, rotated, state.to(kind))
+    _add_product(state, rotated.mT, v)
+
+
+def _of_products(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which products with a state are taken, whose sums are wide: float16 has not the range for what it holds."""
+    return dtype if dtype == torch.bfloat16 else wide(dtype)
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor) -> None:
@@ -371,9 +377,9 @@ class _Backward(_Head):
             rows.by_text(self.d_v[part]).add_(scores[number, :, :C, :C].mT @ d.to(dtype))
             one_side = (d.to(dtype) @ v.mT).tril_(-1)
             sides.append(one_side + one_side.mT)  # a row counts as query and as key
-        values = self.v.to(d_attention.dtype)
+        kind = _of_products(dtype)
         for block in self.blocks:
-            self._undo_block(block, chunks, sides, d_attention, values, back)
+            self._undo_block(block, chunks, sides, d_attention.to(kind), self.v.to(kind), back)
 
     def _undo_block(
         self,
@@ -386,17 +392,18 @@ class _Backward(_Head):
     ) -> None:
         rotated = [self._rotated(part, number, block) for number, part in chunks]  # G C n
         states = self._states(rotated, chunks, values)
-        d_state = None
+        d_state = torch.zeros_like(states[0]) if states else self.d_v.new_empty(0)
         for number, part in reversed(chunks):
             d_rotated = sides[number] @ rotated[number]  # G C n
             if states:
                 queries, v, d = rotated[number][0].to(values.dtype), values[part], d_attention[part]
                 if number:
-                    d_rotated[0].add_(d @ states[number].T)
-                if d_state is not None:
-                    d_rotated[0].add_(v @ d_state.T)
-                    _add_product(self.d_v[part], queries, d_state)
-                d_state = queries.T @ d if d_state is None else d_state.addmm_(queries.T, d)
+                    d_rotated[0].add_(d @ states[number].to(d.dtype).T)
+                if number + 1 < len(chunks):
+                    slope = d_state.to(v.dtype)
+                    d_rotated[0].add_(v @ slope.T)
+                    _add_product(self.d_v[part], queries, slope)
+                _add_product(d_state, queries.T, d)
             d_before = d_rotated.flatten(0, 1)  # R n
             undo_turn(d_before, self.phases(back, number, block, part), self.waiting[part, block], self.neurons[part, block])
             _add_product(self.d_encoder[:, block], self.x[part].T, d_before)
@@ -413,7 +420,8 @@ class _Backward(_Head):
         """A block of the state, (n, D), before each chunk; none for a text of one chunk."""
         if len(chunks) == 1:
             return []
-        states = [values.new_zeros(rotated[0].shape[-1], values.shape[1])]
+        states = [self.d_v.new_zeros(rotated[0].shape[-1], values.shape[1])]
         for number, part in chunks[:-1]:
-            states.append(torch.addmm(states[-1], rotated[number][0].to(values.dtype).T, values[part]))
+            states.append(states[-1].clone())
+            _add_product(states[-1], rotated[number][0].to(values.dtype).T, values[part])
         return states
