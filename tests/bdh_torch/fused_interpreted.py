@@ -50,7 +50,7 @@ def small_tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(fused, "MANY", 1 if holds else 512)
     monkeypatch.setattr(fused, "STRIP", 7)
     monkeypatch.setattr(fused, "ROOM", 2 * 12 * 2 * 18 * 4)
-    for name, size in {"CHUNK": 12, "WHOLE_STREAMED": 2.5, "WHOLE_STREAMED_NARROW": 2.5}.items():
+    for name, size in {"CHUNK": 12, "CHUNK_NARROW": 12, "WHOLE_STREAMED": 2.5, "WHOLE_STREAMED_NARROW": 2.5}.items():
         monkeypatch.setattr(forms, name, size)
 
 

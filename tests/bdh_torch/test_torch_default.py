@@ -104,9 +104,11 @@ def test_a_wide_model_reads_longer_texts_by_scores_alone_than_a_narrow_one(recor
     with torch.set_grad_enabled(records):
         longest = {D: max(T for T in range(2049) if forms.is_read_whole(T, D)) for D in (16, 256, 512)}
         chunks = {D: forms.chunk(1025, None, torch.empty(1, D, 1)) for D in (64, 512)}
+        narrow = {D: forms.chunk(1025, None, torch.empty(1, D, 1, dtype=torch.bfloat16)) for D in (64, 512)}
     assert longest[16] == forms.CHUNK  # which is read whole whatever the width
     assert longest[512] == 2 * longest[256] > 2 * longest[16]
     assert chunks == {64: forms.CHUNK, 512: 1025}
+    assert narrow == {64: forms.CHUNK_NARROW, 512: 1025}
 
 
 def optimise(model: BDH) -> None:

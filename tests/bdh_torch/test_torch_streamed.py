@@ -15,12 +15,12 @@ from bdh_conformance.runner import Run
 from bdh_conformance.yardstick.agreement import assert_agrees
 from bdh_conformance.yardstick.cases import Case
 from bdh_conformance.yardstick.tolerances import FLOAT64, Expectation
-from bdh_spec import BDHConfig, ConfigError, get_backend
+from bdh_spec import Backend, BDHConfig, ConfigError, get_backend
 from bdh_spec.rope import PHASES, Phase
-from bdh_torch import BDH, forms, streamed
-from bdh_torch.backend import StreamedTorchBackend
+from bdh_torch import BDH, attention, forms, streamed
+from bdh_torch.backend import PlainTorchBackend, StreamedTorchBackend
 from bdh_torch.forms import Attention, Kernel
-from bdh_torch.layer import Weights, layer_norm, wide
+from bdh_torch.layer import Weights, layer_norm
 from bdh_torch.rope import relative
 from bdh_torch.streamed import gated
 
@@ -42,7 +42,8 @@ each_shape = pytest.mark.parametrize("case", SHAPES.values(), ids=SHAPES)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sizes at which the smallest models are cut everywhere."""
     for module, sizes in (
-        (forms, {"CHUNK": 8, "WHOLE": 0, "WHOLE_WITH_GRADIENTS": 0, "WHOLE_STREAMED": 0, "WHOLE_STREAMED_NARROW": 0}),
+        (forms, {"CHUNK": 8, "CHUNK_NARROW": 8, "WHOLE_STREAMED": 0, "WHOLE_STREAMED_NARROW": 0}),
+        (forms, {"WHOLE": 0, "WHOLE_WITH_GRADIENTS": 0}),
         (streamed, {"BLOCK": 64, "TOGETHER": 16, "STEP": 3}),
     ):
         for name, size in sizes.items():
@@ -182,10 +183,13 @@ def test_autocast_streams_in_its_own_dtype() -> None:
     assert 1e-4 < errors["streamed"] < 2 * errors["plain"]
 
 
-def test_products_of_bfloat16_with_a_state_are_those_in_float32_but_for_their_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("backend", [StreamedTorchBackend(), PlainTorchBackend()], ids=get_args(Kernel)[::-1])
+def test_products_of_bfloat16_with_a_state_are_those_in_float32_but_for_their_rounding(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Which the tests in float64 hold against the specification: the code is the same. One layer, since a second adds its own."""
     case = Case(BDHConfig(1, 32, 0.0, 2, 8, 11), 2, 37, seed=3, scale=10)
-    model = StreamedTorchBackend().load(case.params, case.config, device="cpu", dtype="bfloat16")
+    model = backend.load(case.params, case.config, device="cpu", dtype="bfloat16")
 
     def found() -> dict[str, np.ndarray]:
         _, slopes = model.gradients(case.tokens, case.targets)
@@ -194,7 +198,8 @@ def test_products_of_bfloat16_with_a_state_are_those_in_float32_but_for_their_ro
         return {"logits": logits, **slopes._asdict(), **{f"layers.{i}": memory for i, memory in enumerate(memories)}}
 
     narrow = found()
-    monkeypatch.setattr(streamed, "_of_products", wide)
+    for module in (attention, streamed):
+        monkeypatch.setattr(module, "of_products", lambda _, wide: wide)
     for name, exact in found().items():
         off = np.linalg.norm(narrow[name] - exact) / np.linalg.norm(exact)
         assert off < 3 * SPACING, name

@@ -121,6 +121,15 @@ MISUSES: dict[str, tuple[list[str], str]] = {
     "no toml": (["--config", "{text}"], "book.txt is no TOML"),
     "no such toml": (["--config", "{folder}/none.toml"], "none.toml cannot be read"),
     "a folder that is a file": (["--data", "{text}", "--out", "{text}"], "book.txt is not empty: give --resume"),
+    "long windows that are not": (
+        ["--data", "{text}", "--long-block-size", "256"],
+        "long_block_size is 256: give more than block_size, 256",
+    ),
+    "long steps of no windows": (["--data", "{text}", "--long-steps", "5"], "say how long their windows are with long_block_size"),
+    "a long window longer than all": (
+        ["--data", "{text}", "--block-size", "16", "--long-block-size", "100000"],
+        "a window of long_block_size takes 100,001: give more text, a smaller --long-block-size",
+    ),
     "windows below two": (
         ["--data", "{text}", "--min-block-size", "1"],
         "min_block_size is 1: give a number from 2 to block_size",
@@ -246,6 +255,16 @@ def test_a_step_is_made_on_all_of_its_batches_and_samples_are_shown_on_the_way(s
     assert line["loss"] == pytest.approx(np.mean([model.loss(*pair) for pair in pairs]), rel=1e-6)
 
 
+def test_a_run_ends_with_longer_windows_and_its_card_says_so(small: Small) -> None:
+    config, heard = small(dropout=0.0, long_block_size=64), Heard()
+    result = train(config, talk=heard)
+    assert result.is_done
+    told = (Path(config.out) / "README.md").read_text()
+    assert "step 6 of 6, each 3 windows of 16 bytes, and of 64 in the last 1 of 6 steps" in told
+    assert ", in windows of 64 |" in told
+    assert any("48 tokens a step (64 in the last 1)" in sentence for sentence in heard.sentences)
+
+
 def test_a_run_learns(small: Small, tmp_path: Path) -> None:
     config = small(max_steps=40, eval_every=20, checkpoint_every=40, learning_rate=2e-2, dropout=0.0, min_block_size=8)
     result = train(config)
@@ -266,6 +285,10 @@ def test_the_memory_of_a_step_is_told_and_what_to_do_about_it() -> None:
     assert memory.says(smaller, "torch", "cpu", 16 << 30).endswith("that cpu has")
     assert "try --batch-size 1 --block-size" in memory.says(config, "torch", "cpu", 2 << 30)
     assert memory.says(config, "torch", "gpu", None).startswith("about ")
+    long = dataclasses.replace(config, batch_size=1, long_block_size=8192, long_steps=10)
+    assert memory.estimate(long, "torch") > 10 * memory.estimate(dataclasses.replace(config, batch_size=1), "torch")
+    assert "try --batch-size 1 --long-block-size 2048" in memory.says(long, "torch", "cpu", 10 << 30)
+    assert "try --batch-size 1 --block-size 512 and no --long-block-size" in memory.says(long, "torch", "cpu", 4 << 30)
 
 
 def test_named_sizes_are_what_they_are_called() -> None:

@@ -173,6 +173,19 @@ def test_windows_of_mixed_length_have_as_many_bytes_in_each_step() -> None:
     assert shapes == {(2, 64), (4, 32), (8, 16)}
 
 
+def test_the_last_steps_read_the_longest_windows_and_so_does_the_measure() -> None:
+    text = Text((np.zeros(5000, np.uint8),))
+    longer = {"long_block_size": 256, "long_steps": 3, "accumulate": 2}
+    c = config("x", block_size=64, min_block_size=32, batch_size=2, max_steps=20, **longer)
+    shapes = [{tokens.shape for tokens, _ in batches(c, text, step)} for step in range(1, 21)]
+    assert set().union(*shapes[:17]) == {(2, 64), (4, 32)}
+    assert set().union(*shapes[17:]) == {(1, 256)}
+    assert [c.tokens_of(step) for step in (17, 18)] == [2 * 128, 2 * 256]
+    assert [c.tokens_after(step) for step in (15, 18, 20)] == [2 * 2 * 128 + 3 * 2 * 256, 2 * 2 * 256, 0]
+    assert {tokens.shape for tokens, _ in held_out(c, text)} == {(1, 256)}
+    assert config("x", block_size=64, batch_size=8, long_block_size=256).rows(256) == 2
+
+
 def test_what_is_measured_is_the_same_every_time_and_of_one_shape() -> None:
     text = Text((np.arange(100, dtype=np.uint8),))
     rows = list(held_out(config("x", eval_batches=1), text))

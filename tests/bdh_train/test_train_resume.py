@@ -43,7 +43,8 @@ def damage(path: Path) -> None:
 @pytest.mark.parametrize("port", PORTS)
 def test_a_run_that_was_stopped_goes_on_to_the_bit(small: Small, port: str, tmp_path: Path) -> None:
     dtype = "bfloat16" if port == "mlx" else "float32"
-    whole, parts = (small(backend=port, dtype=dtype, out=str(tmp_path / name)) for name in ("whole", "parts"))
+    longer = {"long_block_size": 40, "long_steps": 3}  # one step before the second stop
+    whole, parts = (small(backend=port, dtype=dtype, out=str(tmp_path / name), **longer) for name in ("whole", "parts"))
     train(whole)
     for stop in (3, 1):
         result = train(parts, stop=after(stop), resume=stop == 1)

@@ -81,6 +81,7 @@ def gradients() -> Callable[[BDHForCausalLM], dict[str, Tensor]]:
 @pytest.fixture
 def short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lengths at which small texts already are long, the last chunk ragged."""
-    monkeypatch.setattr(forms, "CHUNK", 4)
+    for name in ("CHUNK", "CHUNK_NARROW"):
+        monkeypatch.setattr(forms, name, 4)
     for name in ("WHOLE", "WHOLE_WITH_GRADIENTS", "WHOLE_STREAMED", "WHOLE_STREAMED_NARROW"):
         monkeypatch.setattr(forms, name, 0)

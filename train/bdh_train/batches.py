@@ -33,19 +33,18 @@ def batches(config: TrainConfig, text: Text, step: int) -> list[Pair]:
 def windows(config: TrainConfig, text: Text, step: int, part: int) -> Pair:
     """One batch of a step: windows at random places, drawn by NumPy's Philox from the seed and the place of the batch."""
     rng = np.random.Generator(np.random.Philox(key=config.seed, counter=[0, 0, step, part]))
-    choice = lengths(config)
+    choice = [config.longest] if config.is_long(step) else lengths(config)
     length = choice[int(rng.integers(len(choice)))]
-    rows = max(config.batch_size * config.block_size // length, 1)
-    starts = rng.integers(len(text) - length, size=rows).tolist()
+    starts = rng.integers(len(text) - length, size=config.rows(length)).tolist()
     return shifted(np.stack([text.read(start, length + 1) for start in starts]))
 
 
 def held_out(config: TrainConfig, text: Text) -> Iterator[Pair]:
-    """What is measured: windows of block_size one after the other or, of a long text, as far apart as they can be."""
-    length = config.block_size
-    many = min((len(text) - 1) // length, config.eval_batches * config.batch_size)
+    """What is measured: the longest windows one after the other or, of a long text, as far apart as they can be."""
+    length, at_once = config.longest, config.rows(config.longest)
+    many = min((len(text) - 1) // length, config.eval_batches * at_once)
     starts = np.linspace(0, (len(text) - 1) // length - 1, many).astype(np.int64) * length
-    rows = min(config.batch_size, many)  # batches of one shape, so that nothing is compiled twice
+    rows = min(at_once, many)  # batches of one shape, so that nothing is compiled twice
     for i in range(0, many - many % rows, rows):
         yield shifted(np.stack([text.read(start, length + 1) for start in starts[i : i + rows].tolist()]))
 

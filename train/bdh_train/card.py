@@ -29,6 +29,7 @@ class Findings:
 def card(config: TrainConfig, params: Params, sizes: BDHConfig, found: Findings) -> str:
     """The card, in Markdown."""
     windows = f"{config.block_size}" if config.min_block_size is None else f"{config.min_block_size} to {config.block_size}"
+    windows += f" bytes, and of {config.longest} in the last {config.long_steps} of {config.max_steps} steps" if config.long_block_size else " bytes"
     batches = f"{config.accumulate} batches of " if config.accumulate > 1 else ""
     facts = {
         "configuration": ", ".join(f"{k} {v}" for k, v in sizes.as_dict().items()),
@@ -38,11 +39,11 @@ def card(config: TrainConfig, params: Params, sizes: BDHConfig, found: Findings)
         "data": f"{', '.join(map(name_of, config.data))}: {found.training_bytes:,} bytes to train on",
         "fingerprint of the data": f"`{found.data}`",
         "started from": name_of(config.init_from) if config.init_from else f"fresh weights, seed {config.seed}",
-        "training": f"step {found.step} of {config.max_steps}, each {batches}{config.batch_size} windows of {windows} bytes",
+        "training": f"step {found.step} of {config.max_steps}, each {batches}{config.batch_size} windows of {windows}",
         "recipe": f"AdamW, rate {config.learning_rate:g}, {config.schedule} after {config.warmup_steps} steps of warm-up, decay"
         f" {config.weight_decay:g}, clip {config.grad_clip:g}, dropout {config.dropout:g}"
         + (f", {', '.join(config.freeze)} frozen" if config.freeze else ""),
-        "held-out bits per byte": f"{found.bits:.3f}, on {found.held_out_bytes:,} bytes, in windows of {config.block_size}",
+        "held-out bits per byte": f"{found.bits:.3f}, on {found.held_out_bytes:,} bytes, in windows of {config.longest}",
         "made by": f"`bdh-train`, {found.port}, git revision {revision()}",
     }
     table = "\n".join(f"| {name} | {fact} |" for name, fact in facts.items())
@@ -54,8 +55,8 @@ def card(config: TrainConfig, params: Params, sizes: BDHConfig, found: Findings)
 | --- | --- |
 {table}
 
-Bits per byte on held-out text by the position in a window that is read from an empty state; training saw windows of {windows}
-bytes:
+Bits per byte on held-out text by the position in a window that is read from an empty state; training saw windows of
+{windows}:
 
 | position | bits per byte |
 | --- | --- |

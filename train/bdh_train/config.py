@@ -76,6 +76,8 @@ class TrainConfig:
     min_block_size: int | None = about(
         None, "Windows of mixed length: halves of block_size down to this one, as many bytes in each step."
     )
+    long_block_size: int | None = about(None, "Longer windows, which the last steps read.")
+    long_steps: int | None = about(None, "How many steps read them.  [default: a tenth of all]")
     batch_size: int = about(8, "Windows of a batch.")
     accumulate: int = about(1, "Batches of a step.")
     max_steps: int = about(1000, "Steps of the optimiser.")
@@ -124,6 +126,12 @@ class TrainConfig:
             at_least(name, getattr(self, name) or 0, 0)
         if self.min_block_size is not None and not 2 <= self.min_block_size <= self.block_size:
             raise TrainError(f"min_block_size is {self.min_block_size}: give a number from 2 to block_size, {self.block_size}")
+        if self.long_block_size is not None and self.long_block_size <= self.block_size:
+            raise TrainError(f"long_block_size is {self.long_block_size}: give more than block_size, {self.block_size}")
+        if self.long_steps is not None:
+            at_least("long_steps", self.long_steps, 1)
+            if self.long_block_size is None:
+                raise TrainError("long_steps is given: say how long their windows are with long_block_size")
         if self.seed >= 2**63:
             raise TrainError(f"seed is {self.seed}: give a number below 2^63")
         self.adamw()
@@ -134,8 +142,28 @@ class TrainConfig:
         return BDHConfig(**{name: getattr(self, name) for name in MODEL})
 
     @property
-    def tokens_per_step(self) -> int:
-        return self.batch_size * self.block_size * self.accumulate
+    def longest(self) -> int:
+        """Bytes of the longest windows."""
+        return self.long_block_size or self.block_size
+
+    def is_long(self, step: int) -> bool:
+        """Whether a step, counted from 1, reads the longest windows."""
+        return self.long_block_size is not None and step > self.max_steps - (self.long_steps or 0)
+
+    def rows(self, length: int) -> int:
+        """Windows of this length in a batch: as many bytes as ``batch_size`` of ``block_size``, or one window if that is more."""
+        return max(self.batch_size * self.block_size // length, 1)
+
+    def tokens_of(self, step: int) -> int:
+        """Bytes that a step reads, counted from 1."""
+        length = self.longest if self.is_long(step) else self.block_size
+        return self.rows(length) * length * self.accumulate
+
+    def tokens_after(self, step: int) -> int:
+        """Bytes that all steps read after this one."""
+        left = max(self.max_steps - step, 0)
+        long = min(left, self.long_steps or 0)
+        return (left - long) * self.tokens_of(0) + long * self.tokens_of(self.max_steps)
 
     def adamw(self) -> AdamW:
         """The settings of the optimiser (R16)."""
@@ -232,7 +260,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
         raise TrainError(f"vocab_size is {sizes.vocab_size}: text is bytes, which are 256")
     warmup = min(100, config.max_steps // 10) if config.warmup_steps is None else config.warmup_steps
     rate = RATE_OF_WIDTH / sizes.n_embd if config.learning_rate is None else config.learning_rate
-    return dataclasses.replace(config, **sizes.as_dict(), warmup_steps=warmup, learning_rate=rate)
+    long = max(config.max_steps // 10, 1) if config.long_block_size and config.long_steps is None else config.long_steps
+    return dataclasses.replace(config, **sizes.as_dict(), warmup_steps=warmup, learning_rate=rate, long_steps=long)
 
 
 def read_initial(config: TrainConfig) -> tuple[bdh_spec.Params, BDHConfig]:

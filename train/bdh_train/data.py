@@ -67,10 +67,11 @@ def open_data(config: TrainConfig, folder: Path) -> tuple[Text, Text]:
         border = len(whole) - len(whole) // VAL_SHARE
         training, held_out = whole.cut(0, border), whole.cut(border, len(whole))
     for text, what in ((training, "to train on"), (held_out, "held out")):
-        if len(text) <= config.block_size:
+        if len(text) <= config.longest:
+            which = "long-block-size" if config.long_block_size else "block-size"
             raise TrainError(
-                f"{len(text):,} bytes are {what}, and a window of block_size takes {config.block_size + 1:,}:"
-                " give more text, a smaller --block-size" + (" or --val" if what == "held out" and not config.val else "")
+                f"{len(text):,} bytes are {what}, and a window of {which.replace('-', '_')} takes {config.longest + 1:,}:"
+                f" give more text, a smaller --{which}" + (" or --val" if what == "held out" and not config.val else "")
             )
     return training, held_out
 

@@ -29,7 +29,7 @@ from bdh_train.together import folder_for, in_turn, spread_of
 
 SAMPLE = 300  # bytes
 REDRAWN = 20  # seconds between pictures of a curve
-BEYOND = 4  # times block_size that positions are measured up to
+BEYOND = 4  # times block_size that positions are measured up to, or as far as windows went
 
 
 @dataclass(frozen=True)
@@ -214,8 +214,9 @@ def announce(run: Run) -> None:
     has = bdh_spec.get_backend(model.backend).memory(model.device)
     here = dataclasses.replace(config, batch_size=config.batch_size // (run.spread.data if run.spread else 1))
     run.talk.page(as_toml(config).strip())
+    long = f" ({config.tokens_of(config.max_steps):,} in the last {config.long_steps})" if config.long_block_size else ""
     run.talk.say(
-        f"{port_of(run)}: {count(config.model):,} parameters, {config.tokens_per_step:,} tokens a step,"
+        f"{port_of(run)}: {count(config.model):,} parameters, {config.tokens_of(0):,} tokens a step{long},"
         f" {len(run.training):,} bytes to train on and {len(run.held_out):,} held out,"
         f" {memory.says(here, model.backend, model.device, has)}"
     )
@@ -224,14 +225,14 @@ def announce(run: Run) -> None:
 def steps(run: Run, stop: Callable[[], bool]) -> None:
     """Step after step, to the last one or to a wish to stop."""
     config, progress = run.config, run.progress
-    progress.port, first, drawn = port_of(run), progress.step, time.monotonic()
+    progress.port, drawn = port_of(run), time.monotonic()
     board = Board(run.folder.path / "tensorboard" if run.team.is_first else None)
-    with board, run.talk.steps(first, config.max_steps):
+    with board, run.talk.steps(progress.step, config.max_steps):
         while not run.is_done:
             line = step(run)
             run.folder.note(line)
             board.add(line)
-            run.talk.step(line, progress.step - first, config.max_steps, config.tokens_per_step)
+            run.talk.step(line, config.max_steps, config.tokens_of(progress.step), config.tokens_after(progress.step))
             if run.team.is_first and "val_loss" in line and time.monotonic() - drawn > REDRAWN:
                 draw(run.folder.path / "curve.png", run.folder.lines())
                 drawn = time.monotonic()
@@ -291,7 +292,7 @@ def finish(run: Run) -> None:
         held_out_bytes=len(run.held_out),
         data=run.progress.data,
         bits=value * BITS,
-        positions=by_position(model, run.held_out, BEYOND * run.config.block_size),
+        positions=by_position(model, run.held_out, max(BEYOND * run.config.block_size, run.config.longest)),
         sample=text,
         port=run.progress.port,
     )

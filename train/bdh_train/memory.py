@@ -21,10 +21,11 @@ def estimate(config: TrainConfig, port: str) -> int:
     wide = max(width, 4)
     weights = count(model) * (width + 3 * wide + (wide if width < 4 else 0))
     layers, working = KEPT.get(port, OTHER)
-    rows = config.batch_size * model.n_head * config.block_size
+    tokens = max(config.batch_size * config.block_size, config.longest)
+    rows = tokens * model.n_head
     neurons = rows * model.n_neurons * width * (layers * model.n_layer + working)
-    scores = rows * min(config.block_size, 1024) * wide * 2 * model.n_layer
-    return int(weights + neurons + scores + config.batch_size * config.block_size * model.vocab_size * wide * 3 + BASE)
+    scores = rows * min(config.longest, 1024) * wide * 2 * model.n_layer
+    return int(weights + neurons + scores + tokens * model.vocab_size * wide * 3 + BASE)
 
 
 def says(config: TrainConfig, port: str, device: str, has: int | None) -> str:
@@ -38,15 +39,21 @@ def says(config: TrainConfig, port: str, device: str, has: int | None) -> str:
 
 def smaller(config: TrainConfig, port: str, has: int) -> str:
     """The same bytes in more batches, or else shorter windows."""
-    batch, block = config.batch_size, config.block_size
+    batch, block, long = config.batch_size, config.block_size, config.long_block_size
     while batch > 1:
         batch //= 2
         if estimate(replace(config, batch_size=batch), port) <= has:
             return f"--batch-size {batch} --accumulate {-(-config.batch_size * config.accumulate // batch)}"
+    while long is not None and long // 2 > block:
+        long //= 2
+        if estimate(replace(config, batch_size=1, long_block_size=long), port) <= has:
+            return f"--batch-size 1 --long-block-size {long}"
+    one = replace(config, batch_size=1, min_block_size=None, long_block_size=None, long_steps=None)
+    alone = " and no --long-block-size" if long else ""
     while block > 32:
+        if estimate(replace(one, block_size=block), port) <= has and (long or block < config.block_size):
+            return f"--batch-size 1 --block-size {block}{alone}"
         block //= 2
-        if estimate(replace(config, batch_size=1, block_size=block, min_block_size=None), port) <= has:
-            return f"--batch-size 1 --block-size {block}"
     return "a smaller --size"
 
 

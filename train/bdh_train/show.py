@@ -53,13 +53,13 @@ class Talk:
             self.bar.add_task("", total=total, completed=done)
             yield
 
-    def step(self, line: dict[str, Any], done_here: int, total: int, tokens: int) -> None:
-        """One more step."""
+    def step(self, line: dict[str, Any], total: int, tokens: int, tokens_left: int) -> None:
+        """One more step, of so many tokens, and how many those that are left will read."""
         if "val_bits_per_byte" in line:
             self.val = f", held out {line['val_bits_per_byte']:.3f} bits per byte"
         self.tokens += tokens
         spent = time.perf_counter() - self.begun
-        left = timedelta(seconds=int(spent / done_here * (total - line["step"])))
+        left = timedelta(seconds=int(spent / self.tokens * tokens_left))
         words = f"loss {line['loss']:.3f}{self.val}, {self.tokens / spent:,.0f} tokens/s, {left} left"
         if self.bar.tasks:
             self.bar.update(self.bar.tasks[0].id, completed=line["step"], description=words)

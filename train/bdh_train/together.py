@@ -24,6 +24,11 @@ def spread_of(config: TrainConfig, team: Team) -> Spread | None:
         )
     if config.batch_size % data:
         raise TrainError(f"batch_size is {config.batch_size}, which does not divide among {data}: give a multiple")
+    if config.rows(config.longest) % data:
+        raise TrainError(
+            f"{config.rows(config.longest)} windows of long_block_size are in a batch, which do not divide among {data}: give a"
+            " larger --batch-size, or a smaller --long-block-size"
+        )
     spread = Spread(data, neurons, config.shard_weights)
     return spread if spread.size > 1 else None
 

@@ -28,8 +28,9 @@ CHUNK = 256  # tokens read at once on top of a state
 # costs N products for each earlier one by its score, and 4 N D by a state. Measured on a CPU in D 64 and 256. With gradients
 # every chunk's state is kept, which moves the crossing.
 WHOLE, WHOLE_WITH_GRADIENTS = 2, 4
-# The same by the streamed kernel, which leaves out what is above the diagonal; of narrow types counted, and not measured.
-WHOLE_STREAMED, WHOLE_STREAMED_NARROW = 4, 16
+# The same by the streamed kernel, which leaves out what is above the diagonal, and what it reads at once of a longer text in a
+# narrow type, measured in bfloat16 in D 64 and 256.
+WHOLE_STREAMED, WHOLE_STREAMED_NARROW, CHUNK_NARROW = 4, 6, 512
 # The longest text whose rotations are worked out once, for all layers.
 ONE_TABLE = 1024
 # Bytes of all neurons of the tokens at hand, (h, B*T, N), from which on streaming them is the faster on a CPU, in turns with
@@ -86,8 +87,8 @@ def chunk(T: int, attention: Attention | None, weight: Tensor) -> int:
     """How many tokens of a text the streamed kernel reads by their scores, of the encoder (h, D, N)."""
     device = weight.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-    whole = max((WHOLE_STREAMED_NARROW if dtype.itemsize < 4 else WHOLE_STREAMED) * weight.shape[1], CHUNK)
-    part = CHUNK
+    many, part = (WHOLE_STREAMED_NARROW, CHUNK_NARROW) if dtype.itemsize < 4 else (WHOLE_STREAMED, CHUNK)
+    whole = max(many * weight.shape[1], part)
     if device == "cuda":
         whole, part = WHOLE_ON_GPU, CHUNK_ON_GPU
     return T if attention == "parallel" or (attention is None and whole >= T) else part

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bdh_torch.attention import of_products
 from bdh_torch.elements import Phases, gate, phases, relu_and_turn, undo_gate, undo_turn
 from bdh_torch.forms import fuses
 from bdh_torch.layer import Weights, layer_norm, refuse_second_derivatives, undo_norm, wide
@@ -261,16 +262,11 @@ def _similarities(rotated: Tensor, out: Tensor) -> Tensor:
 
 def _see_and_remember(state: Tensor, rotated: Tensor, v: Tensor, attention: Tensor | None) -> None:
     """Add to the attention what the state, (G, N, D), holds for these tokens; then write them to it (R13)."""
-    kind = _of_products(rotated.dtype)
+    kind = of_products(rotated.dtype, state.dtype)
     rotated, v = rotated.to(kind), v.to(kind)
     if attention is not None:
         _add_product(attention, rotated, state.to(kind))
     _add_product(state, rotated.mT, v)
-
-
-def _of_products(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which products with a state are taken, whose sums are wide: float16 has not the range for what it holds."""
-    return dtype if dtype == torch.bfloat16 else wide(dtype)
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor) -> None:
@@ -377,7 +373,7 @@ class _Backward(_Head):
             rows.by_text(self.d_v[part]).add_(scores[number, :, :C, :C].mT @ d.to(dtype))
             one_side = (d.to(dtype) @ v.mT).tril_(-1)
             sides.append(one_side + one_side.mT)  # a row counts as query and as key
-        kind = _of_products(dtype)
+        kind = of_products(dtype, wide(dtype))
         for block in self.blocks:
             self._undo_block(block, chunks, sides, d_attention.to(kind), self.v.to(kind), back)
 
