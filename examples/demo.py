@@ -27,8 +27,8 @@ from bdh_spec.model import forward
 
 OUT = Path("demo-output")
 SENTENCE = b"A dragon hatches: the text that every port reads, and on which each is compared with the specification."
-PROMPT, SEED, NEW = "The ", 4, 300
-WINDOW = 8192  # bytes of the longest text that the embedded model has learned from
+PROMPT, SEED, NEW = "The ", 2, 300
+WINDOW = 10_240  # bytes of the longest text that the embedded model has learned from
 LONG, END = WINDOW + 512, 250  # bytes that the fastest port writes, and of those that are shown
 DIALECTS = {"torch": "torch", "mlx": "mlx"}  # the ports that have a file format of their own read theirs
 RUNS = [("numpy", "float32"), ("torch", "float32"), ("torch", "bfloat16"), ("jax", "float32"), ("mlx", "float32")]
@@ -124,8 +124,11 @@ def write_on(fastest: Row, files: dict[str, Path]) -> None:
         text = bytes(int(token[0]) for token, _ in progress.track(steps, total=LONG, description="a long text"))
     seconds = time.perf_counter() - start
     out = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
-    out.print(f"\n{fastest.port} {fastest.dtype} wrote on to {LONG:,} bytes in {seconds:.0f} s, where no text of its training was"
-              f" longer than {WINDOW:,}. The end:", style="bold")
+    out.print(
+        f"\n{fastest.port} {fastest.dtype} wrote on to {LONG:,} bytes in {seconds:.0f} s, where no text of its training was"
+        f" longer than {WINDOW:,}. The end:",
+        style="bold",
+    )
     out.print(text[-END:].decode(errors="replace"), markup=False)
 
 

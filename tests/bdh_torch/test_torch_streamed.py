@@ -187,7 +187,7 @@ def test_autocast_streams_in_its_own_dtype() -> None:
 def test_products_of_bfloat16_with_a_state_are_those_in_float32_but_for_their_rounding(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which the tests in float64 hold against the specification: the code is the same. One layer, since a second adds its own."""
+    """Which the tests in float64 hold against the specification: the code is the same. A second layer would add its own."""
     case = Case(BDHConfig(1, 32, 0.0, 2, 8, 11), 2, 37, seed=3, scale=10)
     model = backend.load(case.params, case.config, device="cpu", dtype="bfloat16")
 

@@ -125,7 +125,10 @@ MISUSES: dict[str, tuple[list[str], str]] = {
         ["--data", "{text}", "--long-block-size", "256"],
         "long_block_size is 256: give more than block_size, 256",
     ),
-    "long steps of no windows": (["--data", "{text}", "--long-steps", "5"], "say how long their windows are with long_block_size"),
+    "long steps of no windows": (
+        ["--data", "{text}", "--long-steps", "5"],
+        "say how long their windows are with long_block_size",
+    ),
     "a long window longer than all": (
         ["--data", "{text}", "--block-size", "16", "--long-block-size", "100000"],
         "a window of long_block_size takes 100,001: give more text, a smaller --long-block-size",

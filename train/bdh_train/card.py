@@ -29,7 +29,11 @@ class Findings:
 def card(config: TrainConfig, params: Params, sizes: BDHConfig, found: Findings) -> str:
     """The card, in Markdown."""
     windows = f"{config.block_size}" if config.min_block_size is None else f"{config.min_block_size} to {config.block_size}"
-    windows += f" bytes, and of {config.longest} in the last {config.long_steps} of {config.max_steps} steps" if config.long_block_size else " bytes"
+    windows += (
+        f" bytes, and of {config.longest} in the last {config.long_steps} of {config.max_steps} steps"
+        if config.long_block_size
+        else " bytes"
+    )
     batches = f"{config.accumulate} batches of " if config.accumulate > 1 else ""
     facts = {
         "configuration": ", ".join(f"{k} {v}" for k, v in sizes.as_dict().items()),

@@ -151,7 +151,7 @@ class TrainConfig:
         return self.long_block_size is not None and step > self.max_steps - (self.long_steps or 0)
 
     def rows(self, length: int) -> int:
-        """Windows of this length in a batch: as many bytes as ``batch_size`` of ``block_size``, or one window if that is more."""
+        """Windows of this length in a batch: as many bytes as ``batch_size`` of ``block_size``, or one window."""
         return max(self.batch_size * self.block_size // length, 1)
 
     def tokens_of(self, step: int) -> int:
