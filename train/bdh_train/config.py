@@ -146,6 +146,11 @@ class TrainConfig:
         """Bytes of the longest windows."""
         return self.long_block_size or self.block_size
 
+    @property
+    def tokens_per_step(self) -> int:
+        """Bytes of a step that is not one of the long ones."""
+        return self.batch_size * self.block_size * self.accumulate
+
     def is_long(self, step: int) -> bool:
         """Whether a step, counted from 1, reads the longest windows."""
         return self.long_block_size is not None and step > self.max_steps - (self.long_steps or 0)
@@ -156,14 +161,13 @@ class TrainConfig:
 
     def tokens_of(self, step: int) -> int:
         """Bytes that a step reads, counted from 1."""
-        length = self.longest if self.is_long(step) else self.block_size
-        return self.rows(length) * length * self.accumulate
+        return self.rows(self.longest) * self.longest * self.accumulate if self.is_long(step) else self.tokens_per_step
 
     def tokens_after(self, step: int) -> int:
         """Bytes that all steps read after this one."""
         left = max(self.max_steps - step, 0)
         long = min(left, self.long_steps or 0)
-        return (left - long) * self.tokens_of(0) + long * self.tokens_of(self.max_steps)
+        return (left - long) * self.tokens_per_step + long * self.tokens_of(self.max_steps)
 
     def adamw(self) -> AdamW:
         """The settings of the optimiser (R16)."""

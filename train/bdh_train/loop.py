@@ -216,7 +216,7 @@ def announce(run: Run) -> None:
     run.talk.page(as_toml(config).strip())
     long = f" ({config.tokens_of(config.max_steps):,} in the last {config.long_steps})" if config.long_block_size else ""
     run.talk.say(
-        f"{port_of(run)}: {count(config.model):,} parameters, {config.tokens_of(0):,} tokens a step{long},"
+        f"{port_of(run)}: {count(config.model):,} parameters, {config.tokens_per_step:,} tokens a step{long},"
         f" {len(run.training):,} bytes to train on and {len(run.held_out):,} held out,"
         f" {memory.says(here, model.backend, model.device, has)}"
     )
