@@ -103,9 +103,14 @@ def run(port: str, dtype: str, files: dict[str, Path], params: Params, config: B
     return Row(port, model.device, dtype, compared, NEW / (time.perf_counter() - start), text)
 
 
+def on_stdout() -> Console:
+    """Where what the demo finds is printed."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 100)
+
+
 def show(rows: list[Row]) -> None:
     """The table and the texts, on stdout."""
-    out = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
+    out = on_stdout()
     out.print(tabled(rows))
     texts: dict[bytes, list[str]] = {}
     for row in rows:
@@ -123,7 +128,7 @@ def write_on(fastest: Row, files: dict[str, Path]) -> None:
         steps = model.stream(PROMPT, LONG, temperature=0.7, top_k=50, seed=SEED)
         text = bytes(int(token[0]) for token, _ in progress.track(steps, total=LONG, description="a long text"))
     seconds = time.perf_counter() - start
-    out = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
+    out = on_stdout()
     out.print(
         f"\n{fastest.port} {fastest.dtype} wrote on to {LONG:,} bytes in {seconds:.0f} s, where no text of its training was"
         f" longer than {WINDOW:,}. The end:",

@@ -35,21 +35,24 @@ def are_transforms_active() -> bool:
     return takes_forward or bool(torch._C._are_functorch_transforms_active())
 
 
-def of_products(dtype: torch.dtype, wide: torch.dtype) -> torch.dtype:
-    """The dtype in which many tokens are multiplied with a state, whose sums are wide: float16 has not the range for it."""
-    return dtype if dtype == torch.bfloat16 else wide
+def of_products(rows: Tensor, wide: torch.dtype) -> torch.dtype:
+    """The dtype in which rows (..., T, K) are multiplied with a state, whose sums are wide.
+
+    float16 has not the range for what a state holds, and for a single token it does not pay to cast a state.
+    """
+    return rows.dtype if rows.dtype == torch.bfloat16 and rows.shape[-2] > 1 else wide
 
 
 def read(memory: Tensor, rotated: Tensor) -> Tensor:
     """What the state holds for these queries, in the state's dtype (R13)."""
-    kind = memory.dtype if rotated.shape[1] == 1 else of_products(rotated.dtype, memory.dtype)
+    kind = of_products(rotated, memory.dtype)
     with torch.autocast(memory.device.type, enabled=False):
         return torch.bmm(rotated.to(kind), memory.to(kind)).to(memory.dtype)  # h*B T D
 
 
 def write(memory: Tensor, rotated: Tensor, v: Tensor, *, donate: bool = False) -> Tensor:
     """The state after these tokens (R13), in the memory of the one before if that is donated."""
-    kind = memory.dtype if rotated.shape[1] == 1 else of_products(rotated.dtype, memory.dtype)
+    kind = of_products(rotated, memory.dtype)
     k, v = rotated.mT.to(kind), v.to(kind)  # h*B N T, h*B T D
     with torch.autocast(memory.device.type, enabled=False):
         if kind != memory.dtype:

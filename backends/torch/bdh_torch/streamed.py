@@ -262,7 +262,7 @@ def _similarities(rotated: Tensor, out: Tensor) -> Tensor:
 
 def _see_and_remember(state: Tensor, rotated: Tensor, v: Tensor, attention: Tensor | None) -> None:
     """Add to the attention what the state, (G, N, D), holds for these tokens; then write them to it (R13)."""
-    kind = of_products(rotated.dtype, state.dtype)
+    kind = of_products(rotated, state.dtype)
     rotated, v = rotated.to(kind), v.to(kind)
     if attention is not None:
         _add_product(attention, rotated, state.to(kind))
@@ -373,9 +373,10 @@ class _Backward(_Head):
             rows.by_text(self.d_v[part]).add_(scores[number, :, :C, :C].mT @ d.to(dtype))
             one_side = (d.to(dtype) @ v.mT).tril_(-1)
             sides.append(one_side + one_side.mT)  # a row counts as query and as key
-        kind = of_products(dtype, wide(dtype))
+        kind = of_products(self.x, wide(dtype))
+        d_attention, values = d_attention.to(kind), self.v.to(kind)
         for block in self.blocks:
-            self._undo_block(block, chunks, sides, d_attention.to(kind), self.v.to(kind), back)
+            self._undo_block(block, chunks, sides, d_attention, values, back)
 
     def _undo_block(
         self,
